@@ -1,0 +1,1 @@
+"""SPEAKS: HTTP, the Open Inference Protocol V2, the admin routes."""

@@ -1,0 +1,95 @@
+"""The first 0.1 seconds of ``hearth serve``: bind the sockets, start the workers, then import everything else.
+
+Standard library only. A client that comes early waits in the listen queue instead of being refused, and torch (2 s of
+importing, in the worker processes) is on its way before the front has imported its own libraries (0.5 s).
+Also the console command's entry: whatever is not ``serve`` is cli.py's.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from typing import Final, NamedTuple
+
+from predictor.flags import ServeParser, environment
+from predictor.workers.spawn import Spawned, cpu_quota, spawn
+
+BACKLOG: Final = 1024
+
+
+class Booted(NamedTuple):
+    """What the front finds done when it starts.
+
+    threads      for each worker's computations
+    workers      one per device, importing torch by now
+    listening_s  moment of CLOCK_BOOTTIME
+    """
+
+    inference: socket.socket
+    admin: socket.socket
+    threads: int
+    workers: tuple[Spawned, ...]
+    listening_s: float
+
+
+def main() -> int:
+    """The ``hearth`` command."""
+    if sys.argv[1:2] == ["serve"]:
+        return serve(sys.argv[2:])
+    from predictor.cli import main as command  # noqa: PLC0415 (rich and friends are no part of a pod's start)
+
+    return command(sys.argv[1:])
+
+
+def serve(arguments: list[str]) -> int:
+    """Boot a pod and run it until SIGTERM. Returns the exit status."""
+    os.environ.update(environment(ServeParser().parse_args(arguments)))
+    try:
+        booted = boot()
+    except OSError as error:
+        print(f"hearth serve: {error.strerror or error}", file=sys.stderr)  # noqa: T201 (no log is set up yet)
+        return 1
+    from predictor.__main__ import run  # noqa: PLC0415 (everything heavy hangs on this import)
+
+    return run(booted)
+
+
+def boot() -> Booted:
+    """Bind, listen, start workers. OSError: an address cannot be bound."""
+    host = os.environ.get("HEARTH_HOST") or "127.0.0.1"
+    inference = _listen(host, "HEARTH_PORT", 8080)
+    admin = _listen(host, "HEARTH_ADMIN_PORT", 8082)
+    listening_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    count = max(1, _number("HEARTH_DEVICE_COUNT", 1))
+    threads = max(1, cpu_quota() // count)
+    workers = tuple(spawn(device, "cpu", threads) for device in range(count))
+    return Booted(inference, admin, threads, workers, listening_s)
+
+
+def _listen(host: str, variable: str, default: int) -> socket.socket:
+    port = _number(variable, default)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise OSError(f"cannot listen on {host}:{port} ({error}); choose another with {variable} or its flag") from error
+    listener.listen(BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def _number(variable: str, default: int) -> int:
+    """The setting as a number. What is no number is settings.py's to complain about, with everything else that is wrong."""
+    try:
+        return int(os.environ.get(variable, default))
+    except ValueError:
+        return default
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""The ``hearth`` command. One function per subcommand; each imports what it needs when it runs.
+
+``hearth serve`` never comes here on its way up: boot.py takes it, because every import costs a cold pod time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from predictor import human
+
+if TYPE_CHECKING:
+    from predictor.client import AdminClient
+    from predictor.report import CopyReport, ModelReport, Residency
+
+STATES: Final = {"ready": "", "filling": "loading", "draining": "unloading"}
+"""What a copy's state is called on screen; a ready copy needs no word."""
+
+LEFT_ALIGNED: Final = frozenset({"NAME", "FORMAT", "WHERE", "TIER"})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; the value is the exit code. 1: it did not work, 2: it was asked wrongly."""
+    from predictor.errors import HearthError  # noqa: PLC0415
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["serve"]:
+        return _serve(arguments)
+    given = _parser().parse_args(arguments)
+    try:
+        return int(given.run(given))
+    except HearthError as error:
+        print(f"hearth {given.command}: {error.message}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # `hearth models | head` hung up: that is no failure. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hearth", description="Many models from few devices: loaded when asked for, dropped when the room is needed."
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    # Only for the list in `hearth --help`: main() has handed `serve` over before this parser is asked.
+    commands.add_parser("serve", help="serve the models below an S3 prefix", add_help=False)
+
+    demo = commands.add_parser("demo", help="see it work on this machine: 24 models, a device that holds six")
+    demo.add_argument("--keep", action="store_true", help="leave the server running until Ctrl-C")
+    demo.add_argument("--requests", type=_positive, default=1500, metavar="N", help="how many to send [%(default)s]")
+    demo.add_argument("--seed", type=int, default=1, metavar="N", help="of the training and of the requests [%(default)s]")
+    demo.add_argument("--no-live", action="store_true", help="plain lines instead of the live table")
+    demo.set_defaults(run=_demo)
+
+    residents = commands.add_parser("ps", help="which models are where")
+    _add_address(residents)
+    residents.add_argument("-o", "--output", choices=("table", "wide", "json"), default="table", help="[%(default)s]")
+    residents.set_defaults(run=_ps)
+
+    models = commands.add_parser("models", help="every model that can be asked for, one a line")
+    _add_address(models)
+    models.add_argument("-o", "--output", choices=("table", "json"), default="table", help="[%(default)s]")
+    models.set_defaults(run=_models)
+
+    load = commands.add_parser("load", help="load models in the background")
+    unload = commands.add_parser("unload", help="drop models from the device and from RAM")
+    for parser_of_names, run in ((load, _load), (unload, _unload)):
+        parser_of_names.add_argument("names", nargs="+", metavar="NAME")
+        _add_address(parser_of_names)
+        parser_of_names.set_defaults(run=run)
+    return parser
+
+
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address", default="", metavar="URL", help="the pod's admin port [HEARTH_ADDRESS, else http://127.0.0.1:8082]"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
+    return int(text)
+
+
+class _Version(argparse.Action):
+    """``--version``; the package's metadata is read only then (25 ms)."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        from importlib.metadata import version  # noqa: PLC0415
+
+        parser.exit(0, f"hearth {version('hearth')}\n")
+
+
+def _serve(arguments: list[str]) -> int:
+    from predictor import boot  # noqa: PLC0415
+
+    return boot.serve(arguments[1:])
+
+
+def _demo(given: argparse.Namespace) -> int:
+    from predictor.demo.run import Wishes, demo  # noqa: PLC0415
+
+    return demo(Wishes(keep=given.keep, requests=given.requests, seed=given.seed, live=not given.no_live))
+
+
+def _admin(given: argparse.Namespace) -> AdminClient:
+    from predictor.client import AdminClient  # noqa: PLC0415
+
+    return AdminClient(given.address)
+
+
+def _models(given: argparse.Namespace) -> int:
+    names = _admin(given).catalogue().models
+    if given.output == "json":
+        print(json.dumps({"models": names}))
+    elif names:
+        print("\n".join(names))
+    else:
+        print("the model store has no models yet", file=sys.stderr)
+    return 0
+
+
+def _load(given: argparse.Namespace) -> int:
+    answer = _admin(given).preload(given.names)
+    if answer.accepted:
+        print(f"loading in the background: {', '.join(answer.accepted)} (watch with `hearth ps`)")
+    if answer.unknown:
+        told = f"the model store has no {', '.join(answer.unknown)}"
+        print(f"hearth load: {told} (`hearth models` lists what it has)", file=sys.stderr)
+    return 1 if answer.unknown else 0
+
+
+def _unload(given: argparse.Namespace) -> int:
+    unloaded = _admin(given).unload(given.names).unloaded
+    if unloaded:
+        print(f"unloaded: {', '.join(unloaded)}")
+    absent = [name for name in given.names if name not in unloaded]
+    if absent:
+        print(f"not loaded: {', '.join(absent)}")
+    return 0
+
+
+def _ps(given: argparse.Namespace) -> int:
+    admin = _admin(given)
+    if given.output == "json":
+        print(json.dumps(json.loads(admin.residency_json()), indent=2))
+        return 0
+    residency = admin.residency()
+    rows = model_rows(residency, wide=given.output == "wide")
+    if len(rows) == 1:
+        print("no model is loaded; the first request loads one (`hearth models` lists what can be asked for)")
+    else:
+        _print_columns(rows)
+    print()
+    _print_columns(tier_rows(residency))
+    print(f"\n{pod_line(residency)}")
+    return 0
+
+
+def model_rows(residency: Residency, *, wide: bool = False) -> list[list[str]]:
+    """The headings, then a row for every model that has a copy or is getting one; the latest used first."""
+    rows = [["NAME", "VERSION", "FORMAT", "WHERE", "SIZE", "LEASES", "RATE", "LAST USED"] + ["LOADS", "LOAD TIME"] * wide]
+    for model in sorted(residency.models, key=_recency):
+        if not model.copies:
+            continue
+        row = [
+            model.name,
+            str(model.version),
+            model.format,
+            " + ".join(_where(copy) for copy in model.copies),
+            human.size(sum(copy.bytes for copy in model.copies)),
+            str(sum(copy.leases for copy in model.copies)),
+            human.rate(model.rate_per_s),
+            "never" if model.last_used_s_ago is None else f"{human.span(model.last_used_s_ago)} ago",
+        ]
+        rows.append(row + [str(model.loads), "-" if model.load_s is None else human.span(model.load_s)] * wide)
+    return rows
+
+
+def tier_rows(residency: Residency) -> list[list[str]]:
+    """The headings, then a row for every tier: how much of its budget is taken, and by how many models."""
+    rows = [["TIER", "USED", "BUDGET", "MODELS"]]
+    for tier in residency.tiers:
+        held = sum(any(copy.place == tier.place for copy in model.copies) for model in residency.models)
+        rows.append([tier.place, human.size(tier.reserved_bytes), human.size(tier.budget_bytes), str(held)])
+    return rows
+
+
+def pod_line(residency: Residency) -> str:
+    """Who answered, for how long it has been up, and what it is doing."""
+    return (
+        f"{residency.pod}: up {human.span(residency.up_s)}, {residency.in_flight} in flight, {residency.waiting} waiting, "
+        f"{residency.loads} loads, {residency.drops} drops"
+    )
+
+
+def _recency(model: ModelReport) -> tuple[float, str, int]:
+    unused_s = float("inf") if model.last_used_s_ago is None else model.last_used_s_ago
+    return unused_s, model.name, model.version
+
+
+def _where(copy: CopyReport) -> str:
+    word = STATES.get(copy.state, copy.state)
+    return f"{copy.place} ({word})" if word else copy.place
+
+
+def _print_columns(rows: list[list[str]]) -> None:
+    """Headings and rows in columns, numbers to the right; bold headings on a terminal, bytes as they are in a pipe."""
+    if sys.stdout.isatty():
+        from rich.console import Console  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        for heading in rows[0]:
+            table.add_column(heading, justify="left" if heading in LEFT_ALIGNED else "right", no_wrap=True)
+        for row in rows[1:]:
+            table.add_row(*row)
+        Console(highlight=False).print(table)
+        return
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (
+            cell.ljust(width) if heading in LEFT_ALIGNED else cell.rjust(width)
+            for heading, cell, width in zip(rows[0], row, widths, strict=True)
+        )
+        print("  ".join(cells).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""COMPUTES: the worker process. The only package that imports torch."""

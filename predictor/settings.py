@@ -1,0 +1,79 @@
+"""Every knob of a predictor pod. Environment variables ``HEARTH_<NAME>``; ``hearth serve`` flags win over them.
+
+S3 is configured as boto3 users know it (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ...): those are not repeated here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of one predictor pod; units stand in the names. Frozen: read once, at start."""
+
+    model_config = SettingsConfigDict(env_prefix="HEARTH_", frozen=True, extra="ignore")
+
+    models: str = Field(description="Where models come from: s3://bucket or s3://bucket/prefix.", pattern=r"^s3://[^/]+(/.*)?$")
+    namespace: str = Field("default", description="The namespace this pool serves; part of every model's identity.")
+    pod: str = Field("", description="This pod's name in Hearth-Pod and in logs; the host name when empty.")
+    host: str = Field("127.0.0.1", description="Address to listen on. Containers set 0.0.0.0.")
+    port: int = Field(8080, ge=0, le=65535, description="Inference port (REST). 0 picks a free one.")
+    admin_port: int = Field(8082, ge=0, le=65535, description="Admin port: residency, preload, /metrics. Keep it inside.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="What to compute on.")
+    device_count: int = Field(1, ge=1, le=64, description="Devices to use, one worker process each.")
+    trust: Literal["data", "code"] = Field(
+        "data", description="`data` admits formats that are only data (ONNX); `code` also runs the models' own model.py."
+    )
+    ram_budget_bytes: int | None = Field(
+        None, gt=0, description="Bytes of weights kept in RAM. Default: half of the container limit less 1 GiB; without one, 1/4 of free memory."
+    )
+    device_budget_bytes: int | None = Field(
+        None, gt=0, description="Bytes of weights on each device. Default on a CPU: the other half of it; without a limit, 1/8 of free memory."
+    )
+    cpu_copy: bool = Field(
+        False, description="Give each model on a CPU device bytes of its own, as on a GPU, instead of views of the RAM copy."
+    )
+    preload: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Names to load at start, most wanted first: `resnet,bert`. Never evicts, never delays a request."
+    )
+    hold_timeout_s: float = Field(60.0, gt=0, description="How long a request may wait for its model before 504.")
+    max_waiting: int = Field(1000, ge=1, description="Requests that may wait for a model at once; more get 503 + Retry-After.")
+    max_in_flight: int = Field(1024, ge=1, description="Requests inside the pod at once; more get 429 + Retry-After.")
+    max_body_bytes: int = Field(64 << 20, ge=1024, description="Largest request body accepted, decompressed; more gets 413.")
+    max_body_bytes_in_flight: int = Field(
+        512 << 20, ge=1024, description="Bytes of request bodies inside the pod at once; more get 429 + Retry-After."
+    )
+    max_connections: int = Field(4096, ge=1, description="Open client connections per port; more are closed at once.")
+    idle_timeout_s: float = Field(75.0, gt=0, description="A client connection idle, or sending, for longer is closed.")
+    fetch_part_bytes: int = Field(16 << 20, ge=1 << 16, description="Size of one ranged GET.")
+    fetch_concurrency: int = Field(8, ge=1, le=64, description="Ranged GETs in flight per pod.")
+    fetch_timeout_s: float = Field(20.0, gt=0, description="A connection to S3 silent for longer is given up and retried.")
+    fetch_retries: int = Field(4, ge=0, le=20, description="Retries of one part or listing, with jittered back-off, before 503.")
+    settle_s: float = Field(
+        10.0, ge=0, description="Age of the newest object from which a version without hearth.json counts as complete."
+    )
+    unknown_ttl_s: float = Field(5.0, ge=0, description="How long an unknown name is remembered as unknown.")
+    refresh_s: float = Field(10.0, ge=0, description="Age from which a model's listing is read again behind a request.")
+    build_timeout_s: float = Field(300.0, gt=0, description="A worker that builds one model for longer is ended.")
+    execute_timeout_s: float = Field(60.0, gt=0, description="A worker that computes one request for longer is ended.")
+    drain_timeout_s: float = Field(25.0, gt=0, description="After SIGTERM: how long requests in flight may take.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line written.")
+
+    @field_validator("preload", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @property
+    def bucket(self) -> str:
+        """The model store's bucket."""
+        return self.models.removeprefix("s3://").partition("/")[0]
+
+    @property
+    def prefix(self) -> str:
+        """The model store's prefix, "" or ending in a slash."""
+        path = self.models.removeprefix("s3://").partition("/")[2].strip("/")
+        return f"{path}/" if path else ""

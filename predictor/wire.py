@@ -1,0 +1,152 @@
+"""What crosses between the front and a worker process: message bodies and how they are framed.
+
+A frame is ``<header length: u32><body length: u64><header><body>``, little endian. The header is one message
+of this file in MessagePack; the body holds the tensors' bytes one after another in the order the header names
+them. File descriptors of arenas travel beside the frames, on a socket of their own (``send_arena``): a byte
+stream has no place for them that survives coalescing.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Final
+
+import msgspec
+
+FRAME: Final = struct.Struct("<IQ")
+MAX_HEADER_BYTES: Final = 16 << 20
+"""A header this long is a broken peer, not a message (the longest real one, a schema, is a few KiB)."""
+
+
+class Tensor(msgspec.Struct, frozen=True, array_like=True):
+    """One tensor of a frame's body. BYTES tensors are V2's: each element a u32 length, then its bytes."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+class Field(msgspec.Struct, frozen=True, array_like=True):
+    """One input or output of a schema; -1 in ``shape`` accepts any length."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class File(msgspec.Struct, frozen=True, array_like=True):
+    """Where one of the model's files lies in the arena that comes with a Load."""
+
+    path: str
+    offset_bytes: int
+    size_bytes: int
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """Build this model from the arena whose descriptor was sent just before. Answered by Loaded or Failed.
+
+    copy  give the device copy bytes of its own, so that the arena may go while the model stays
+    """
+
+    id: int
+    model: str
+    format: str
+    files: tuple[File, ...]
+    arena_bytes: int
+    copy: bool
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+    parameters_json: str
+
+
+class Unload(msgspec.Struct, frozen=True, tag=True):
+    """Forget this model and give its memory back. Answered by Unloaded, also when the model was not there."""
+
+    id: int
+    model: str
+
+
+class Run(msgspec.Struct, frozen=True, tag=True):
+    """Compute. ``outputs`` names the outputs wanted; empty: all. Answered by Ran or Failed."""
+
+    id: int
+    model: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[str, ...]
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    """A worker's first word, once its runtimes are imported and its device answers a first computation.
+
+    imported_s  moment torch was imported, seconds of CLOCK_BOOTTIME
+    runtimes    name → version, for example torch → 2.9.0
+    """
+
+    pid: int
+    imported_s: float
+    runtimes: dict[str, str]
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """The model can run. The schema is the manifest's, else what the file itself tells.
+
+    device_s  seconds spent moving bytes to the device
+    build_s   seconds spent building the module or session
+    """
+
+    id: int
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+    device_s: float
+    build_s: float
+
+
+class Unloaded(msgspec.Struct, frozen=True, tag=True):
+    """The model is gone from this worker."""
+
+    id: int
+
+
+class Ran(msgspec.Struct, frozen=True, tag=True):
+    """The outputs follow in the body. ``compute_s`` is the time inside the model."""
+
+    id: int
+    outputs: tuple[Tensor, ...]
+    compute_s: float
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """What was asked did not happen. ``kind`` is a class name of errors.py, ``message`` its text."""
+
+    id: int
+    kind: str
+    message: str
+
+
+ToWorker = Load | Unload | Run
+FromWorker = Hello | Loaded | Unloaded | Ran | Failed
+
+_encoder: Final = msgspec.msgpack.Encoder()
+to_worker_decoder: Final = msgspec.msgpack.Decoder(ToWorker)
+from_worker_decoder: Final = msgspec.msgpack.Decoder(FromWorker)
+
+
+def encode_head(message: ToWorker | FromWorker, body_bytes: int = 0) -> bytes:
+    """The frame's start: lengths and header. ``body_bytes`` of tensors must follow it."""
+    header = _encoder.encode(message)
+    return FRAME.pack(len(header), body_bytes) + header
+
+
+def send_arena(control: socket.socket, model: str, descriptor: int) -> None:
+    """Hand an arena's descriptor to the worker, before the Load that names the same model is written."""
+    socket.send_fds(control, [model.encode()], [descriptor])
+
+
+def receive_arena(control: socket.socket) -> tuple[str, int]:
+    """The next arena's model and descriptor; the caller owns the descriptor. EOFError: the front is gone."""
+    name, descriptors, _flags, _address = socket.recv_fds(control, 4096, 1)
+    if not descriptors:
+        raise EOFError("the front closed the control socket")
+    return name.decode(), descriptors[0]

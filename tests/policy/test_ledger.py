@@ -1,0 +1,148 @@
+"""The ledger's decisions, one situation a test. What holds in every situation: test_ledger_properties.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from predictor.model import ModelRef
+from predictor.policy.demand import Demand
+from predictor.policy.ledger import Ledger
+from predictor.policy.residency import RAM, Abort, Drop, Footprint, Grant, Place, Refuse, Skip, Start
+
+DEVICE = Place(0)
+A, B, C = (ModelRef("default", name, 1) for name in "abc")
+
+
+def ledger(ram: int = 10, device: int = 10) -> Ledger:
+    return Ledger({RAM: ram, DEVICE: device}, Demand())
+
+
+def need(size: int, *, shares_ram: bool = False) -> Footprint:
+    return Footprint(size, 0 if shares_ram else size, shares_ram)
+
+
+def load(books: Ledger, ref: ModelRef, size: int, now_s: float = 0.0) -> None:
+    ticket, plan = books.wait(ref, need(size), now_s)
+    assert plan == (Start(ref, RAM),)
+    assert books.finished(ref, RAM, 1.0, now_s) == (Start(ref, DEVICE),)
+    assert books.finished(ref, DEVICE, 0.1, now_s) == (Grant(ticket, ref, DEVICE),)
+    assert books.release(ref, DEVICE) == ()
+
+
+def test_a_miss_goes_from_the_store_to_ram_to_the_device_and_is_granted() -> None:
+    books = ledger()
+    load(books, A, 4)
+    assert books.hit(A, 1.0) == DEVICE
+    assert books.used_bytes(RAM) == books.used_bytes(DEVICE) == books.ready_bytes(DEVICE) == 4
+
+
+def test_the_copy_asked_for_less_is_dropped_for_a_newcomer() -> None:
+    books = ledger(ram=30)
+    load(books, A, 5)
+    load(books, B, 5)
+    for _ in range(3):
+        assert books.hit(A, 1.0) == DEVICE
+        books.release(A, DEVICE)
+    _, plan = books.wait(C, need(5), 2.0)
+    assert plan == (Start(C, RAM),)
+    assert books.finished(C, RAM, 1.0, 3.0) == (Drop(B, DEVICE),)
+    assert books.dropped(B, DEVICE, 3.1) == (Start(C, DEVICE),)
+
+
+def test_a_failed_transfer_refuses_everybody_and_frees_its_bytes() -> None:
+    books = ledger()
+    first, _ = books.wait(A, need(4), 0.0)
+    second, plan = books.wait(A, need(4), 0.0)
+    assert plan == ()
+    assert books.failed(A, RAM, 1.0) == (Refuse(first, A), Refuse(second, A))
+    assert books.used_bytes(RAM) == 0
+    assert not books.knows(A)
+
+
+def test_a_preload_that_finds_no_room_is_skipped_and_forgotten() -> None:
+    books = ledger()
+    load(books, A, 8)
+    assert books.preload(B, need(5), 1.0) == (Skip(B, RAM),)
+    assert books.preloads_queued == 0
+    assert not books.knows(B)
+
+
+def test_two_preloads_run_at_once_and_the_third_waits_for_one_of_them() -> None:
+    books = ledger(ram=30, device=30)
+    assert books.preload(A, need(5), 0.0) == (Start(A, RAM),)
+    assert books.preload(B, need(5), 0.0) == (Start(B, RAM),)
+    assert books.preload(C, need(5), 0.0) == ()
+    assert books.is_background(A, RAM)
+    assert books.finished(A, RAM, 1.0, 1.0) == (Start(A, DEVICE),)
+    assert books.finished(A, DEVICE, 1.0, 1.0) == (Start(C, RAM),)
+
+
+def test_a_request_takes_the_room_of_a_preload_before_that_of_a_model_in_the_cache() -> None:
+    books = ledger(ram=10, device=10)
+    load(books, A, 4)
+    books.preload(B, need(6), 1.0)
+    _, plan = books.wait(C, need(6), 1.0)
+    assert plan == (Abort(B, RAM),)
+    assert books.failed(B, RAM, 1.0) == (Start(C, RAM),)
+
+
+def test_an_abort_that_comes_too_late_ends_in_a_drop() -> None:
+    books = ledger()
+    books.preload(B, need(6), 1.0)
+    books.wait(C, need(6), 1.0)
+    assert books.finished(B, RAM, 1.0, 1.0) == (Drop(B, RAM),)
+    assert books.dropped(B, RAM, 1.0) == (Start(C, RAM),)
+
+
+def test_the_place_too_small_for_a_model_is_named() -> None:
+    books = ledger(ram=10, device=5)
+    assert books.too_large(need(11)) == (RAM, 11)
+    assert books.too_large(need(6)) == (DEVICE, 6)
+    assert books.too_large(need(5)) is None
+
+
+def test_a_model_in_use_drains_when_nothing_else_can_make_room() -> None:
+    books = ledger(ram=30, device=5)
+    load(books, A, 5)
+    assert books.hit(A, 1.0) == DEVICE
+    books.wait(B, need(5), 1.0)
+    assert books.finished(B, RAM, 1.0, 2.0) == ()
+    assert books.hit(A, 2.0) is None, "draining: no new lease"
+    assert books.is_draining(A)
+    assert books.release(A, DEVICE) == (Drop(A, DEVICE),)
+
+
+def test_a_lost_device_gives_up_its_copies_when_their_requests_end() -> None:
+    books = ledger()
+    load(books, A, 4)
+    load(books, B, 4)
+    books.hit(A, 1.0)
+    assert books.lost(DEVICE, 1.0) == (Drop(B, DEVICE),)
+    assert books.release(A, DEVICE) == (Drop(A, DEVICE),)
+
+
+def test_books_without_ram_or_device_are_refused() -> None:
+    with pytest.raises(AssertionError, match="no RAM budget"):
+        Ledger({DEVICE: 1}, Demand())
+    with pytest.raises(AssertionError, match="no device"):
+        Ledger({RAM: 1}, Demand())
+
+
+def test_who_waits_longer_claims_each_place_and_later_ones_wait_behind() -> None:
+    books = ledger(ram=10, device=5)
+    load(books, A, 5)
+    assert books.hit(A, 1.0) == DEVICE
+    books.wait(B, need(5), 1.0)
+    books.finished(B, RAM, 1.0, 2.0)  # A drains for B
+    _, plan = books.wait(C, need(5), 2.0)
+    assert plan == (Drop(A, RAM),), "RAM is claimed by C"
+    _, plan = books.wait(A, need(5), 3.0)
+    assert plan == ()
+    assert books.dropped(A, RAM, 3.0) == (Start(C, RAM),)
+    assert books.finished(C, RAM, 1.0, 4.0) == (), "the device is claimed by B, which waits longer"
+    assert books.release(A, DEVICE) == (Drop(A, DEVICE),)
+    assert books.dropped(A, DEVICE, 5.0)[0] == Start(B, DEVICE)
+
+
+def test_places_have_names_for_people() -> None:
+    assert (str(RAM), str(Place(3))) == ("ram", "device 3")

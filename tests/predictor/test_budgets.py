@@ -1,0 +1,57 @@
+"""Default budgets, from the limits a container or machine has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from predictor.policy.residency import RAM, Place
+from predictor.settings import Settings
+from predictor.tiers.budgets import budgets, memory_limit
+
+GIB = 1 << 30
+
+
+def settings(**values: object) -> Settings:
+    return Settings(models="s3://bucket", **values)  # type: ignore[arg-type] (drawn from a table)
+
+
+def machine(root: Path, *, v1: str = "", v2: str = "", available_kb: int = 8 * 1024 * 1024) -> Path:
+    (root / "proc").mkdir(parents=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable:   {available_kb} kB\n")
+    (root / "sys/fs/cgroup/memory").mkdir(parents=True)
+    if v1:
+        (root / "sys/fs/cgroup/memory/memory.limit_in_bytes").write_text(v1 + "\n")
+    if v2:
+        (root / "sys/fs/cgroup/memory.max").write_text(v2 + "\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("v1", "v2", "limit"),
+    [("", "", None), ("", "max", None), ("9223372036854771712", "", None), ("", str(4 * GIB), 4 * GIB), (str(GIB), "", GIB)],
+)
+def test_the_limit_is_read_from_either_cgroup_version(tmp_path: Path, v1: str, v2: str, limit: int | None) -> None:
+    assert memory_limit(machine(tmp_path / "m", v1=v1, v2=v2)) == limit
+
+
+def test_a_container_shares_what_its_processes_leave_between_ram_and_device(tmp_path: Path) -> None:
+    root = machine(tmp_path / "m", v2=str(5 * GIB))
+    assert budgets(settings(), root=root) == {RAM: 2 * GIB, Place(0): 2 * GIB}
+
+
+def test_a_tiny_container_still_gets_a_cache(tmp_path: Path) -> None:
+    root = machine(tmp_path / "m", v2=str(GIB))
+    assert budgets(settings(), root=root) == {RAM: GIB // 8, Place(0): GIB // 8}
+
+
+def test_without_a_limit_most_of_the_machine_is_left_to_others(tmp_path: Path) -> None:
+    root = machine(tmp_path / "m")
+    assert budgets(settings(device_count=2), root=root) == {RAM: 2 * GIB, Place(0): GIB // 2, Place(1): GIB // 2}
+
+
+def test_what_the_operator_says_wins(tmp_path: Path) -> None:
+    root = machine(tmp_path / "m")
+    chosen = settings(ram_budget_bytes=10, device_budget_bytes=20)
+    assert budgets(chosen, root=root) == {RAM: 10, Place(0): 20}

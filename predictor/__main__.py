@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
@@ -81,13 +81,9 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     def imported(hello: Hello) -> None:
         timeline.mark("imported", hello.imported_s)
 
-    def died(device: int) -> Callable[[str], None]:
-        def note(reason: str) -> None:
-            log.warning("worker of device %d ended: %s", device, reason)
-            telemetry.counter("hearth_worker_deaths_total", str(device)).inc()
-            cache.device_lost(device)
-
-        return note
+    def died(device: int, reason: str) -> None:
+        log.warning("worker of device %d ended: %s", device, reason)
+        telemetry.counter("hearth_worker_deaths_total", str(device)).inc()
 
     for device, spawned in enumerate(booted.workers):
         workers.append(
@@ -98,7 +94,8 @@ async def _serve(settings: Settings, booted: Booted) -> int:
                 build_timeout_s=settings.build_timeout_s,
                 execute_timeout_s=settings.execute_timeout_s,
                 on_ready=imported,
-                on_death=died(device),
+                on_lost=lambda device=device: cache.device_lost(device),  # type: ignore[misc] (mypy: lambda defaults)
+                on_death=functools.partial(died, device),
                 first=spawned,
             )
         )

@@ -79,7 +79,7 @@ def _listen(host: str, variable: str, default: int) -> socket.socket:
         listener.close()
         raise OSError(f"cannot listen on {host}:{port} ({error}); choose another with {variable} or its flag") from error
     listener.listen(BACKLOG)
-    listener.setblocking(False)
+    listener.settimeout(0)  # what asyncio asks of a socket it is handed
     return listener
 
 

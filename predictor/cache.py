@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from predictor.errors import DeadlineExceeded, HearthError, LoadFailed, ModelTooLarge, TooManyRequests, Unavailable
-from predictor.lease import History, Lease, Stage, Waiter, Schema, again
+from predictor.lease import History, Lease, Schema, Stage, Waiter, again
 from predictor.model import ModelRef, ModelSpec
 from predictor.policy.ledger import Ledger
 from predictor.policy.residency import RAM, Abort, Drop, Footprint, Grant, Place, Plan, Refuse, Skip, Start
@@ -218,7 +218,7 @@ class Cache:
         begin_s = _now_s()
         try:
             await self.ram.fetch(self._specs[ref], lambda: self.ledger.is_background(ref, RAM))
-        except (Exception, asyncio.CancelledError) as error:  # a task's root
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (a task's root)
             self._failed(ref, RAM, error)
             return
         end_s = _now_s()
@@ -230,7 +230,7 @@ class Cache:
         begin_s = _now_s()
         try:
             loaded = await self.devices[place.device].promote(self._specs[ref])
-        except (Exception, asyncio.CancelledError) as error:  # a task's root
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (a task's root)
             self._failed(ref, place, error)
             return
         end_s = _now_s()
@@ -286,8 +286,8 @@ class Cache:
         if excess is not None:
             place, need_bytes = excess
             raise ModelTooLarge(
-                f"model {spec.ref} needs {need_bytes} bytes in {place}, the budget there is {self.ledger.budgets[place]} bytes: "
-                f"raise HEARTH_{'RAM' if place == RAM else 'DEVICE'}_BUDGET_BYTES or use a larger pool"
+                f"model {spec.ref} needs {need_bytes} bytes in {place}, the budget there is "
+                f"{self.ledger.budgets[place]} bytes: raise HEARTH_{place.tier.name}_BUDGET_BYTES or use a larger pool"
             )
         return need
 

@@ -52,6 +52,18 @@ class BodyTooLarge(HearthError):
     http_status, grpc_status = 413, "RESOURCE_EXHAUSTED"
 
 
+class HeadTooLarge(HearthError):
+    """The request's line and headers are larger than this server accepts."""
+
+    http_status, grpc_status = 431, "RESOURCE_EXHAUSTED"
+
+
+class RequestTimedOut(HearthError):
+    """The client took too long to send its request."""
+
+    http_status, grpc_status = 408, "DEADLINE_EXCEEDED"
+
+
 class UnsupportedEncoding(HearthError):
     """The request's Content-Encoding is not one this server can undo."""
 
@@ -100,6 +112,12 @@ class WorkerDied(HearthError):
     """The worker process ended while it held this request."""
 
     http_status, grpc_status, retryable = 502, "UNAVAILABLE", True
+
+
+class WorkerRestarting(WorkerDied):
+    """The worker process ended before it began with this request: asking once more is safe."""
+
+    http_status = 503
 
 
 class StoreRefused(HearthError):

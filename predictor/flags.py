@@ -20,7 +20,7 @@ class Flag(NamedTuple):
     """
 
     setting: str
-    kind: type[str] | type[int] | type[float] | type[bool]
+    kind: type[str | int | float | bool]
     metavar: str = ""
     choices: tuple[str, ...] = ()
 
@@ -75,7 +75,9 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
     """Let ``parser`` take every flag of the table. A flag that is not given leaves no trace in the namespace."""
     for flag in SERVE_FLAGS:
         if flag.kind is bool:
-            parser.add_argument(flag.option, dest=flag.setting, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
+            parser.add_argument(
+                flag.option, dest=flag.setting, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS
+            )
         else:
             parser.add_argument(
                 flag.option,

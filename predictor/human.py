@@ -7,6 +7,9 @@ from typing import Final
 _SIZES: Final = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 _SPANS: Final = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
+_TWO_DIGITS: Final = 10.0
+"""From here on, nobody reads a digit after the point."""
+
 
 def size(size_bytes: int) -> str:
     """Decimal units, as disks and networks are sold: ``17.8 MB``."""
@@ -22,14 +25,14 @@ def span(span_s: float) -> str:
         if span_s >= unit_s:
             return f"{span_s / unit_s:.0f} {name}"
     if span_s >= 1:
-        return f"{span_s:.1f} s" if span_s < 10 else f"{span_s:.0f} s"
+        return f"{span_s:.1f} s" if span_s < _TWO_DIGITS else f"{span_s:.0f} s"
     return milliseconds(span_s) + " ms"
 
 
 def milliseconds(span_s: float) -> str:
     """The number alone, two significant digits below ten: ``0.42``, ``3.1``, ``148``."""
     milli = span_s * 1000
-    return f"{milli:.2f}" if milli < 1 else f"{milli:.1f}" if milli < 10 else f"{milli:.0f}"
+    return f"{milli:.2f}" if milli < 1 else f"{milli:.1f}" if milli < _TWO_DIGITS else f"{milli:.0f}"
 
 
 def rate(rate_per_s: float) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from predictor.errors import HearthError
@@ -38,7 +38,7 @@ class History:
     failure  why its last load failed; None once one succeeded
     """
 
-    schema: Schema = Schema()
+    schema: Schema = field(default_factory=Schema)
     loads: int = 0
     load_s: float = 0.0
     failure: HearthError | None = None

@@ -28,13 +28,18 @@ class Settings(BaseSettings):
         "data", description="`data` admits formats that are only data (ONNX); `code` also runs the models' own model.py."
     )
     ram_budget_bytes: int | None = Field(
-        None, gt=0, description="Bytes of weights kept in RAM. Default: half of the container limit less 1 GiB; without one, 1/4 of free memory."
+        None,
+        gt=0,
+        description="Weights kept in RAM. Default: half of the container limit less 1 GiB; without one, 1/4 of free memory.",
     )
     device_budget_bytes: int | None = Field(
-        None, gt=0, description="Bytes of weights on each device. Default on a CPU: the other half of it; without a limit, 1/8 of free memory."
+        None,
+        gt=0,
+        description="Weights on each device. Default on a CPU: the other half; without a limit, 1/8 of free memory.",
     )
     cpu_copy: bool = Field(
-        False, description="Give each model on a CPU device bytes of its own, as on a GPU, instead of views of the RAM copy."
+        default=False,
+        description="Give each model on a CPU device bytes of its own, as on a GPU, instead of views of the RAM copy.",
     )
     preload: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Names to load at start, most wanted first: `resnet,bert`. Never evicts, never delays a request."
@@ -51,7 +56,9 @@ class Settings(BaseSettings):
     fetch_part_bytes: int = Field(16 << 20, ge=1 << 16, description="Size of one ranged GET.")
     fetch_concurrency: int = Field(8, ge=1, le=64, description="Ranged GETs in flight per pod.")
     fetch_timeout_s: float = Field(20.0, gt=0, description="A connection to S3 silent for longer is given up and retried.")
-    fetch_retries: int = Field(4, ge=0, le=20, description="Retries of one part or listing, with jittered back-off, before 503.")
+    fetch_retries: int = Field(
+        4, ge=0, le=20, description="Retries of one part or listing, with jittered back-off, before 503."
+    )
     settle_s: float = Field(
         10.0, ge=0, description="Age of the newest object from which a version without hearth.json counts as complete."
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -137,6 +138,43 @@ def encode_head(message: ToWorker | FromWorker, body_bytes: int = 0) -> bytes:
     """The frame's start: lengths and header. ``body_bytes`` of tensors must follow it."""
     header = _encoder.encode(message)
     return FRAME.pack(len(header), body_bytes) + header
+
+
+class Frames:
+    """Cuts a byte stream into frames. A frame that comes in many pieces is joined once, when its last piece is here."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes | memoryview] = []
+        self._held_bytes = 0
+        self._needed_bytes = FRAME.size
+
+    def feed(self, data: bytes) -> Iterator[tuple[memoryview, memoryview]]:
+        """Header and body of every frame that ``data`` completes; valid for as long as somebody holds them.
+
+        Raises ValueError for a header longer than MAX_HEADER_BYTES: the stream cannot be trusted any more.
+        """
+        self._pieces.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes < self._needed_bytes:
+            return
+        whole = memoryview(self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces))
+        begin = 0
+        while True:
+            left = len(whole) - begin
+            self._needed_bytes = FRAME.size
+            if left < FRAME.size:
+                break
+            header_bytes, body_bytes = FRAME.unpack_from(whole, begin)
+            if header_bytes > MAX_HEADER_BYTES:
+                raise ValueError(f"a header of {header_bytes} bytes, at most {MAX_HEADER_BYTES} are sent")
+            self._needed_bytes += header_bytes + body_bytes
+            if left < self._needed_bytes:
+                break
+            body = begin + FRAME.size + header_bytes
+            yield whole[begin + FRAME.size : body], whole[body : body + body_bytes]
+            begin = body + body_bytes
+        self._pieces = [whole[begin:]] if left else []
+        self._held_bytes = left
 
 
 def send_arena(control: socket.socket, model: str, descriptor: int) -> None:

@@ -43,22 +43,24 @@ def stoppable() -> Iterator[None]:
 class Children:
     """Processes that end when this context does, the latest first.
 
-    folder  where each one's log goes: ``<name>.log``
+    folder         where each one's log goes: ``<name>.log``
+    end_timeout_s  how long each may take to end when asked; then it is killed
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, end_timeout_s: float = END_TIMEOUT_S) -> None:
+        self.folder = folder
+        self._end_timeout_s = end_timeout_s
         self._running: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A second Ctrl-C must not leave half of them running. Bounded: END_TIMEOUT_S each, then SIGKILL.
+        # A second Ctrl-C must not leave half of them running. Bounded: each has end_timeout_s, then SIGKILL.
         ignored = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *STOP_SIGNALS)}
         try:
             while self._running:
-                end(self._running.pop())
+                _end(self._running.pop(), self._end_timeout_s)
         finally:
             for number, handler in ignored.items():
                 signal.signal(number, handler)
@@ -71,7 +73,7 @@ class Children:
         talks  its standard output is read by us, through a pipe; else it goes into the log with its errors
         """
         with self.log(name).open("wb") as log:
-            child = subprocess.Popen(
+            child = subprocess.Popen(  # noqa: S603 (our own command lines)
                 command,
                 env=dict(environment),
                 stdin=subprocess.PIPE,
@@ -84,7 +86,7 @@ class Children:
 
     def log(self, name: str) -> Path:
         """Where a child's standard error goes."""
-        return self._folder / f"{name}.log"
+        return self.folder / f"{name}.log"
 
     def last_words(self, name: str) -> str:
         """The end of a child's log."""
@@ -93,7 +95,7 @@ class Children:
         return ""
 
 
-def end(child: subprocess.Popen[bytes]) -> None:
+def _end(child: subprocess.Popen[bytes], timeout_s: float) -> None:
     """Ask the process to end and wait; if it does not, end its whole session."""
     for pipe in (child.stdin, child.stdout):
         if pipe is not None:
@@ -103,7 +105,7 @@ def end(child: subprocess.Popen[bytes]) -> None:
         return
     child.terminate()
     try:
-        child.wait(END_TIMEOUT_S)
+        child.wait(timeout_s)
     except subprocess.TimeoutExpired:
         os.killpg(child.pid, signal.SIGKILL)  # not reaped yet, so the id is still the child's own
         child.wait()

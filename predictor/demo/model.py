@@ -14,6 +14,7 @@ from torch import nn
 
 CLASSES = 10
 SIDE = 8
+RANGE = 16.0
 
 
 class Scale(nn.Module):
@@ -21,7 +22,7 @@ class Scale(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Shape in, shape out."""
-        return pixels / 16.0
+        return pixels / RANGE
 
 
 class Cosine(nn.Module):
@@ -33,7 +34,7 @@ class Cosine(nn.Module):
 
 
 def build(config: dict[str, Any]) -> nn.Module:
-    """Make a classifier of 8×8 images: ``pixels`` [n, 64] in, ``logits`` [n, 10] out.
+    """Make a classifier of images of 8 by 8 pixels: ``pixels`` [n, 64] in, ``logits`` [n, 10] out.
 
     config  ``kind`` names the family: ``cosines`` (``width``), ``mlp`` (``widths``) or ``conv`` (``channels``, ``hidden``)
     """

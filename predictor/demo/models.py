@@ -10,7 +10,7 @@ import json
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +99,7 @@ def load(seed: int) -> Digits:
     return Digits(images[:cut], labels[:cut], images[cut:], labels[cut:])
 
 
-def trained(digits: Digits, *, seed: int) -> Iterator[DemoModel]:
+def trained(digits: Digits, *, seed: int) -> Generator[DemoModel, None, None]:
     """Train all models; each is ready to upload as it comes.
 
     One model per core rather than one after another on all cores: the layers are small, and where the cores are
@@ -249,24 +249,24 @@ def onnx_graph(module: nn.Sequential) -> bytes:
 def _operator(name: str, layer: nn.Module) -> tuple[str, dict[str, NDArray[Any]], dict[str, Any]]:
     """ONNX's operator for one layer, its constant inputs in order, and its attributes."""
     state = {f"{name}.{key}": value.detach().numpy() for key, value in layer.state_dict().items()}
+    if type(layer) in _PLAIN:
+        return _PLAIN[type(layer)], {}, {}
     match layer:
-        case builder.Scale():
-            return "Div", {f"{name}.range": np.array([16.0], dtype=np.float32)}, {}
-        case builder.Cosine():
-            return "Cos", {}, {}
         case nn.Linear():
             return "Gemm", state, {"transB": 1}
         case nn.Conv2d():
             return "Conv", state, {"pads": [1, 1, 1, 1]}
-        case nn.ReLU():
-            return "Relu", {}, {}
         case nn.MaxPool2d():
             return "MaxPool", {}, {"kernel_shape": [2, 2], "strides": [2, 2]}
-        case nn.Flatten():
-            return "Flatten", {}, {}
         case nn.Unflatten():
             return "Reshape", {f"{name}.shape": np.array([-1, *layer.unflattened_size], dtype=np.int64)}, {}
+        case builder.Scale():
+            return "Div", {f"{name}.range": np.array([builder.RANGE], dtype=np.float32)}, {}
     raise AssertionError(f"no ONNX operator for {layer}")
+
+
+_PLAIN: Final[dict[type[nn.Module], str]] = {builder.Cosine: "Cos", nn.ReLU: "Relu", nn.Flatten: "Flatten"}
+"""Layers that are one ONNX operator without constants or attributes."""
 
 
 def onnx_logits(file: bytes, images: Floats) -> Floats:

@@ -8,8 +8,11 @@ outlive the demo, however the demo ends.
 from __future__ import annotations
 
 import logging
+import os
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -26,15 +29,23 @@ CREDENTIALS: Final = {
 }
 """What moto accepts, which is anything; said explicitly, so that nobody's real credentials are ever looked at."""
 
+START_TIMEOUT_S: Final = 60.0
+"""Its imports take a second; this much on a machine that does ten other things."""
+
 _PORT: Final = b"hearth demo s3 port "
 
 
 def read_port(server: subprocess.Popen[bytes]) -> int:
-    """The port the server process has bound; waits for it. 0: the process ended first."""
+    """The port the server process has bound; waits for it. 0: it ended first, or took too long."""
     assert server.stdout is not None, "the server was started without a pipe"
-    for line in server.stdout:
-        if line.startswith(_PORT):
-            return int(line.removeprefix(_PORT))
+    pipe, told = server.stdout.fileno(), b""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while select.select([pipe], [], [], max(0.0, deadline_s - time.monotonic()))[0] and (chunk := os.read(pipe, 4096)):
+        told += chunk
+        *lines, _ = told.split(b"\n")
+        for line in lines:
+            if line.startswith(_PORT):
+                return int(line.removeprefix(_PORT))
     return 0
 
 

@@ -95,7 +95,7 @@ def schedule(*, models: int, images: int, requests: int, seed: int) -> list[Requ
     draw = random.Random(seed)  # noqa: S311 (a repeatable demo, no secret)
     ranking = draw.sample(range(models), models)
     return [
-        Request(model, tuple(draw.choices(range(images), k=draw.randint(1, MAX_IMAGES))), binary=draw.random() < 0.5)
+        Request(model, tuple(draw.choices(range(images), k=draw.randint(1, MAX_IMAGES))), binary=draw.choice((True, False)))
         for model in draw.choices(ranking, popularity(models), k=requests)
     ]
 
@@ -151,16 +151,16 @@ class Client:
 
 def json_body(pixels: Sequence[Sequence[float]]) -> tuple[bytes, dict[str, str]]:
     """A V2 request in JSON, tensors flat."""
-    tensor = {"name": "pixels", "datatype": "FP32", "shape": [len(pixels), len(pixels[0])]}
-    tensor["data"] = [value for image in pixels for value in image]
+    values = [value for image in pixels for value in image]
+    tensor = {"name": "pixels", "datatype": "FP32", "shape": [len(pixels), len(pixels[0])], "data": values}
     return json.dumps({"inputs": [tensor]}).encode(), {"Content-Type": "application/json"}
 
 
 def binary_body(pixels: Sequence[Sequence[float]]) -> tuple[bytes, dict[str, str]]:
     """The same with the binary tensor extension in both directions: a JSON header, then little-endian float32."""
     values = [value for image in pixels for value in image]
-    tensor = {"name": "pixels", "datatype": "FP32", "shape": [len(pixels), len(pixels[0])]}
-    tensor["parameters"] = {"binary_data_size": 4 * len(values)}
+    size = {"binary_data_size": 4 * len(values)}
+    tensor = {"name": "pixels", "datatype": "FP32", "shape": [len(pixels), len(pixels[0])], "parameters": size}
     header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     return header + struct.pack(f"<{len(values)}f", *values), {
         "Content-Type": "application/octet-stream",

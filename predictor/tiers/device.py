@@ -28,9 +28,7 @@ class DeviceTier(Protocol):
     async def drop(self, ref: ModelRef) -> None:
         """Free what the model took. Idempotent; returns at once when the worker that held it is gone."""
 
-    def run(
-        self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, outputs: Sequence[str]
-    ) -> Future[Answer]:
+    def run(self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, outputs: Sequence[str]) -> Future[Answer]:
         """Compute; sent before this returns. The future fails with ModelFailed, SchemaMismatch or WorkerDied."""
 
 
@@ -56,9 +54,7 @@ class WorkerDevice:
         except WorkerDied:
             return
 
-    def run(
-        self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, outputs: Sequence[str]
-    ) -> Future[Answer]:
+    def run(self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, outputs: Sequence[str]) -> Future[Answer]:
         """Send one request to the worker."""
         return self.worker.run(ref, inputs, body, outputs)
 

@@ -9,7 +9,8 @@ import asyncio
 import hashlib
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from predictor.errors import InvalidModel
@@ -34,15 +35,21 @@ class Arena:
 
     def view(self, offset_bytes: int, size_bytes: int) -> memoryview:
         """A writable window; release it before ``close``."""
-        assert 0 <= offset_bytes <= offset_bytes + size_bytes <= self.size_bytes, f"{offset_bytes}+{size_bytes} of {self.size_bytes}"
+        end = offset_bytes + size_bytes
+        assert 0 <= offset_bytes <= end <= self.size_bytes, f"{offset_bytes}+{size_bytes} of {self.size_bytes}"
         if self._mapping is None:
             return memoryview(bytearray())
         with memoryview(self._mapping) as whole:
             return whole[offset_bytes : offset_bytes + size_bytes]
 
-    def reader(self) -> int:
-        """A new descriptor that can only be mapped for reading, whoever holds it. The caller closes it."""
-        return os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    @contextmanager
+    def open_reader(self) -> Iterator[int]:
+        """A descriptor that can only be mapped for reading, by whomever it is sent to."""
+        descriptor = os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def close(self) -> None:
         """Give the memory back as soon as no worker maps it any more."""

@@ -27,7 +27,8 @@ def test_victims_are_enough_and_none_of_them_is_needless(residents: list[Copy], 
 
 
 def test_the_least_valuable_go_first_and_a_large_last_one_spares_them() -> None:
-    small, middle, large = (Copy(ModelRef("n", name, 1), RAM, size, State.READY) for name, size in [("s", 1), ("m", 2), ("l", 9)])
+    sizes = {"small": 1, "middle": 2, "large": 9}
+    small, middle, large = (Copy(ModelRef("n", name, 1), RAM, size, State.READY) for name, size in sizes.items())
     assert victims([small, middle, large], 3) == (small, middle)
     assert victims([small, middle, large], 9) == (large,)
 

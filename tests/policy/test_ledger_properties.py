@@ -165,9 +165,9 @@ class World(RuleBasedStateMachine):
             assert booked[key].state is State.DRAINING
         for key, stopping in self.moving.items():
             assert booked[key].state is (State.DRAINING if stopping else State.FILLING)
-        for key in booked:
+        for key, copy in booked.items():
             if key[1] is not RAM:
-                assert booked[key].holds == self.leases.count(key)
+                assert copy.holds == self.leases.count(key)
 
     @invariant()
     def nobody_waits_on_nothing(self) -> None:

@@ -31,7 +31,9 @@ def model(name: str, pages: int = 1, format: ModelFormat = ModelFormat.ONNX) -> 
 class Rig:
     """A cache over fakes, with what the tests look at."""
 
-    def __init__(self, ram_pages: int = 100, device_pages: int = 100, *, devices: int = 1, copy: bool = True, max_waiting: int = 100):
+    def __init__(
+        self, ram_pages: int = 100, device_pages: int = 100, *, devices: int = 1, copy: bool = True, max_waiting: int = 100
+    ) -> None:
         self.ram = FakeRam()
         self.devices = [FakeDevice(self.ram) for _ in range(devices)]
         self.device = self.devices[0]
@@ -101,7 +103,7 @@ async def test_who_joins_a_load_late_waits_only_for_the_rest_of_it() -> None:
 
 async def test_past_its_deadline_a_request_gets_504_and_the_load_goes_on() -> None:
     rig = Rig()
-    with pytest.raises(DeadlineExceeded, match="not ready within 0.5 s"):
+    with pytest.raises(DeadlineExceeded, match=r"not ready within 0\.5 s"):
         await rig.ask(model("a"), patience_s=0.5)
     await asyncio.sleep(1.0)
     assert await rig.ask(model("a")) == "hot"
@@ -278,7 +280,7 @@ async def test_closing_answers_whoever_waits() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("copy", [True, False])
-async def test_a_random_day_answers_every_request_once_and_ends_with_true_books(seed: int, copy: bool) -> None:  # noqa: FBT001
+async def test_a_random_day_answers_every_request_once_and_ends_with_true_books(seed: int, copy: bool) -> None:  # noqa: C901, FBT001 (drawn by pytest)
     draw = random.Random(seed)
     rig = Rig(ram_pages=14, device_pages=9, devices=2, copy=copy, max_waiting=10_000)
     rig.ram.fetch_s = lambda _: draw.expovariate(1.0)

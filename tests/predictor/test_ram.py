@@ -6,13 +6,14 @@ import hashlib
 import mmap
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
+from predictor.tiers.store import Listing
 
 from predictor.errors import InvalidModel, StoreUnavailable
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
 from predictor.tiers.ram import Arena, SharedMemory
-from predictor.tiers.store import Listing
 
 CONTENTS = {"model.onnx": b"weights" * 1000, "empty": b""}
 
@@ -42,13 +43,14 @@ class Store:
 
 def spec(sha256: str = "") -> ModelSpec:
     files = tuple(
-        FileSpec(path, f"m/1/{path}", "etag", len(data), sha256 if path == "model.onnx" else "") for path, data in CONTENTS.items()
+        FileSpec(path, f"m/1/{path}", "etag", len(data), sha256 if path == "model.onnx" else "")
+        for path, data in CONTENTS.items()
     )
     return ModelSpec(ModelRef("default", "m", 1), ModelFormat.ONNX, "bucket", files)
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def test_a_reader_sees_what_was_written_and_cannot_write() -> None:
@@ -56,17 +58,14 @@ def test_a_reader_sees_what_was_written_and_cannot_write() -> None:
     view = arena.view(4096, 5)
     view[:] = b"hello"
     view.release()
-    reader = arena.reader()
-    try:
+    with arena.open_reader() as reader:
         with mmap.mmap(reader, 8192, prot=mmap.PROT_READ) as mapped:
             assert mapped[4096:4101] == b"hello"
         with pytest.raises(PermissionError):
             mmap.mmap(reader, 8192, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        with pytest.raises(OSError, match="Bad file descriptor|Operation not permitted"):
+        with pytest.raises(OSError, match=r"Bad file descriptor|Operation not permitted"):
             os.write(reader, b"x")
-    finally:
-        os.close(reader)
-        arena.close()
+    arena.close()
 
 
 def test_an_arena_gives_its_descriptor_back_and_may_be_empty() -> None:
@@ -102,7 +101,7 @@ async def test_a_fetch_that_fails_keeps_nothing() -> None:
 async def test_a_checksum_of_the_manifest_is_held_against_what_came() -> None:
     before = descriptors()
     ram = SharedMemory(Store())
-    with pytest.raises(InvalidModel, match="s3://bucket/m/1/model.onnx has sha256"):
+    with pytest.raises(InvalidModel, match=r"s3://bucket/m/1/model\.onnx has sha256"):
         await ram.fetch(spec("0" * 64), lambda: False)
     assert descriptors() == before
     await ram.fetch(spec(hashlib.sha256(CONTENTS["model.onnx"]).hexdigest().upper()), lambda: False)

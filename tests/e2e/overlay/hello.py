@@ -1,4 +1,4 @@
-"""The least that can answer in the pool's image: an HTTP server of the standard library. Says how long it is up, as the pool does."""
+"""The least that can answer in the pool's image: an HTTP server of the standard library. Says its age, as the pool does."""
 
 import os
 import signal
@@ -12,9 +12,10 @@ from types import FrameType
 PORT = 8080
 
 
-def exec_moment_s() -> float:
-    """Start of this process on CLOCK_BOOTTIME: field 22 of proc_pid_stat(5), in clock ticks."""
-    return int(Path("/proc/self/stat").read_text().rpartition(") ")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+def up_s() -> float:
+    """Seconds since this process was started: field 22 of proc_pid_stat(5), in clock ticks of CLOCK_BOOTTIME."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(") ")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 class Hello(BaseHTTPRequestHandler):
@@ -22,9 +23,8 @@ class Hello(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """``hello``, and in Hearth-Pod the pod's name and age."""
-        up_s = time.clock_gettime(time.CLOCK_BOOTTIME) - exec_moment_s()
         self.send_response(200)
-        self.send_header("Hearth-Pod", f"{os.uname().nodename};up={up_s:.3f}")
+        self.send_header("Hearth-Pod", f"{os.uname().nodename};up={up_s():.3f}")
         self.send_header("Content-Length", "5")
         self.end_headers()
         self.wfile.write(b"hello")
@@ -38,4 +38,5 @@ def end(_signal: int, _frame: FrameType | None) -> None:
 signal.signal(signal.SIGTERM, end)
 # Not http.server's HTTPServer: it looks up the host's full name, which in a cluster is a question to DNS.
 with socketserver.ThreadingTCPServer(("", PORT), Hello) as server:
+    print(f"cold start: listening={up_s():.3f}", flush=True)  # noqa: T201 (a container's log)
     server.serve_forever()

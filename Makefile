@@ -1,0 +1,52 @@
+# Two commands do everything: `make demo` and `make test`. Both install what they need into .venv first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# TORCH=cpu installs torch's small CPU build instead of the CUDA one that the package index serves by default.
+TORCH  ?= index
+STAMP  := $(VENV)/.installed-$(TORCH)
+
+.PHONY: help install demo test lint e2e lock reference clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(STAMP)  ## create .venv with everything that is locked, and .venv/bin/hearth
+
+$(STAMP): pyproject.toml requirements/lock.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore uv
+ifeq ($(TORCH),cpu)
+	$(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu --constraints requirements/lock.txt --editable '.[dev]'
+else
+	$(BIN)/uv pip install --python $(BIN)/python --requirements requirements/lock.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
+endif
+	rm -f $(VENV)/.installed-* && touch $@
+
+demo: install  ## two dozen models share a device budget for six
+	$(BIN)/hearth demo
+
+test: install  ## the whole test suite; policy/ must be covered branch by branch
+	$(BIN)/python -m pytest --cov=predictor.policy --cov-branch --cov-report=term:skip-covered --cov-fail-under=100
+
+lint: install  ## ruff, mypy, import-linter, house tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/test_house.py -q
+
+e2e: install  ## a pool on a real cluster, from zero and back (KUBECONFIG and HEARTH_E2E_*: docs/cluster.md)
+	$(BIN)/python -m pytest tests/e2e -x -s --timeout 900
+
+reference: install  ## write docs/reference/{settings,metrics,errors}.md anew
+	$(BIN)/python -m predictor.reference
+
+lock:  ## resolve the dependencies anew (needs uv on the PATH)
+	uv pip compile pyproject.toml --extra dev --python-version 3.11 --universal --upgrade \
+	  --no-emit-index-url --no-emit-find-links --no-header --output-file requirements/lock.txt
+
+clean:  ## remove .venv and every cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

@@ -1,0 +1,259 @@
+"""FastAPI's routes: the admin port, and the rare ones of the inference port. Imported late, in a thread (asgi.py).
+
+The models describe the answers for /docs. Large answers are encoded by msgspec and returned as they are: validating
+10,000 models' residency a second time would hold the event loop for 50 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from predictor.api.pod import Pod
+from predictor.api.residency import residency
+from predictor.errors import HearthError, UnknownModel
+from predictor.model import ModelSpec
+from predictor.telemetry import METRICS
+
+MAX_NAMES: Final = 10_000
+LOOKUPS: Final = 16
+"""Models of one order that are looked up in the model store at a time."""
+_SAMPLES: Final = {"gauge": ("",), "counter": ("",), "histogram": ("_bucket", "_count", "_sum")}
+_GAUGES: Final = [metric.name for metric in METRICS if metric.kind == "gauge"]
+_OTHERS: Final = [metric.name + suffix for metric in METRICS if metric.kind != "gauge" for suffix in _SAMPLES[metric.kind]]
+
+
+class Copy(BaseModel):
+    """A model's weights in one place."""
+
+    tier: str = Field(examples=["ram", "device"])
+    device: int = Field(description="Which device; -1 in RAM.")
+    state: str = Field(examples=["filling", "ready", "draining"])
+    bytes: int
+    leases: int = Field(description="What keeps the copy from being dropped: requests, or transfers that read it.")
+
+
+class Model(BaseModel):
+    """One model that has a copy somewhere."""
+
+    name: str
+    version: int
+    format: str
+    copies: list[Copy]
+    rate_per_s: float = Field(description="Decayed request rate.")
+    loads: int
+    load_s: float | None = Field(description="Seconds its last load took, from S3 to ready; null before the first.")
+    last_used_s_ago: float | None = Field(description="Null where nobody asked for it yet.")
+    failure: str = Field(description="Why its last load failed; empty if it did not.")
+
+
+class TierRoom(BaseModel):
+    """One tier's room."""
+
+    tier: str
+    device: int
+    budget_bytes: int
+    reserved_bytes: int = Field(description="Taken, also by copies on their way; never above the budget.")
+    ready_bytes: int
+
+
+class ResidencyReport(BaseModel):
+    """What is where in this pod now."""
+
+    pod: str
+    up_s: float
+    tiers: list[TierRoom]
+    models: list[Model]
+    waiting: int = Field(description="Requests that wait for a model.")
+    in_flight: int = Field(description="Requests inside the pod.")
+    loads: int
+    drops: int
+
+
+class Names(BaseModel):
+    """Models, by name."""
+
+    models: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
+        max_length=MAX_NAMES, examples=[["resnet", "bert"]]
+    )
+
+
+class Preloading(BaseModel):
+    """What became of an order to load."""
+
+    accepted: list[str] = Field(description="Will be loaded as far as there is free room, in the order given.")
+    unknown: list[str] = Field(description="No such model in the model store.")
+    refused: dict[str, str] = Field(description="Cannot be loaded, and why.")
+
+
+class Unloaded(BaseModel):
+    """What was dropped; models without a copy are not in it."""
+
+    unloaded: list[str]
+
+
+class TimelineReport(BaseModel):
+    """When this pod did what for the first time, in seconds since it was executed."""
+
+    stages: dict[str, float] = Field(examples=[{"listening": 0.08, "asked": 0.31, "fetched": 0.52}])
+    up_s: float
+
+
+class Indexed(BaseModel):
+    """One model of the repository index."""
+
+    name: str
+    version: str = ""
+    state: str = Field(examples=["READY", "LOADING", "UNAVAILABLE"])
+    reason: str = Field(description="`standby`: a request loads it.")
+
+
+class Problem(BaseModel):
+    """Every answer that is not a success."""
+
+    error: str
+
+
+def admin_app(pod: Pod) -> FastAPI:
+    """The admin port's application."""
+    app = _application("Hearth admin", "What is where in this pod, orders to load and unload, and its metrics.")
+
+    @app.get("/hearth/v1/residency", response_model=ResidencyReport)
+    async def read_residency() -> Response:
+        """Which models are in which tier, and how much room there is."""
+        report = residency(pod.cache, pod=pod.name, up_s=pod.timeline.up_s, in_flight=pod.in_flight)
+        return Response(msgspec.json.encode(report), media_type="application/json")
+
+    @app.post("/hearth/v1/preload", status_code=HTTPStatus.ACCEPTED)
+    async def preload(order: Names) -> Preloading:
+        """Load models in the background, first named first. Never drops anything, never delays a request."""
+        return await _preload(pod, order.models)
+
+    @app.post("/hearth/v1/unload")
+    async def unload(order: Names) -> Unloaded:
+        """Drop models from every tier as soon as the requests that use them end."""
+        names = list(dict.fromkeys(order.models))
+        dropped = await asyncio.gather(*map(pod.cache.unload, names))
+        return Unloaded(unloaded=[name for name, was_there in zip(names, dropped, strict=True) if was_there])
+
+    @app.get("/hearth/v1/timeline")
+    async def read_timeline() -> TimelineReport:
+        """The stages of this pod's cold start."""
+        return TimelineReport(stages=pod.timeline.stages, up_s=pod.timeline.up_s)
+
+    @app.get("/hearth/v1/catalogue", response_model=Names)
+    async def read_catalogue() -> Response:
+        """Every model that can be asked for, resident or not."""
+        return Response(msgspec.json.encode({"models": await pod.catalogue.names()}), media_type="application/json")
+
+    @app.get("/metrics", response_class=Response)
+    async def read_metrics() -> Response:
+        """Prometheus metrics."""
+        # Gauges read the books, which only the event loop may; the text of the rest is made in a thread, because a few
+        # hundred models' histograms take 0.1 s.
+        registry = pod.telemetry.registry
+        gauges = generate_latest(registry.restricted_registry(_GAUGES))
+        others = await asyncio.to_thread(lambda: generate_latest(registry.restricted_registry(_OTHERS)))
+        return Response(gauges + others, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return app
+
+
+def inference_app(pod: Pod) -> FastAPI:
+    """The rare routes of the inference port."""
+    app = _application("Hearth", "V2 inference is answered beside this application: see the Open Inference Protocol.")
+
+    @app.post("/v2/repository/index", response_model=list[Indexed])
+    async def read_index() -> Response:
+        """Every model with its state. A model that a request would load is UNAVAILABLE for the reason `standby`."""
+        return Response(msgspec.json.encode(await _index(pod)), media_type="application/json")
+
+    return app
+
+
+async def _preload(pod: Pod, names: list[str]) -> Preloading:
+    result = Preloading(accepted=[], unknown=[], refused={})
+    gate = asyncio.Semaphore(LOOKUPS)
+
+    async def looked_up(name: str) -> ModelSpec | HearthError:
+        try:
+            async with gate:
+                return pod.catalogue.known(name, None) or await pod.catalogue.resolve(name, None)
+        except HearthError as error:
+            return error
+
+    names = list(dict.fromkeys(names))
+    for name, found in zip(names, await asyncio.gather(*map(looked_up, names)), strict=True):
+        try:
+            if isinstance(found, HearthError):
+                raise found
+            pod.cache.preload(found)
+            result.accepted.append(name)
+        except UnknownModel:
+            result.unknown.append(name)
+        except HearthError as error:
+            result.refused[name] = error.message
+    return result
+
+
+async def _index(pod: Pod) -> list[dict[str, str]]:
+    names = await pod.catalogue.names()
+    resident: dict[str, list[Any]] = {name: [] for name in names}
+    for model in residency(pod.cache, pod=pod.name, up_s=0.0, in_flight=0).models:
+        resident.setdefault(model.name, []).append(model)
+    index = []
+    for name, models in sorted(resident.items()):
+        if not models:
+            index.append({"name": name, "version": "", "state": "UNAVAILABLE", "reason": "standby"})
+        for model in models:
+            ready = any(copy.tier == "device" and copy.state == "ready" for copy in model.copies)
+            state, reason = ("READY", "") if ready else ("UNAVAILABLE", model.failure or "standby")
+            if not ready and any(copy.state == "filling" for copy in model.copies):
+                state, reason = "LOADING", ""
+            index.append({"name": name, "version": str(model.version), "state": state, "reason": reason})
+    return index
+
+
+# ---- the shape of an application ---------------------------------------------------------------------------------
+
+
+def _application(title: str, description: str) -> FastAPI:
+    app = FastAPI(title=title, description=description, redoc_url=None, responses={"4XX": {"model": Problem}})
+    app.add_exception_handler(HearthError, _on_refusal)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(Exception, _on_failure)
+    return app
+
+
+async def _on_refusal(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HearthError), error
+    headers = None
+    if error.retryable and error.retry_after_s is not None:
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    return JSONResponse({"error": error.message}, error.http_status, headers)
+
+
+async def _on_http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), error
+    return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+
+
+async def _on_invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError), error
+    faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+    return JSONResponse({"error": "; ".join(faults)}, HTTPStatus.UNPROCESSABLE_ENTITY)
+
+
+async def _on_failure(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": f"internal error: {type(error).__name__}; the server's log tells more"}, 500)

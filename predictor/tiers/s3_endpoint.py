@@ -1,0 +1,129 @@
+"""Where a bucket is: what to connect to, which Host to name, how a key becomes a path. From the environment, as boto3 does it.
+
+What stays out: connections (s3_http.py) and credentials (s3_credentials.py).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import SplitResult, quote, urlsplit
+
+from predictor.errors import StoreRefused
+from predictor.tiers.sigv4 import encoded_path, encoded_query
+
+DEFAULT_REGION: Final = "us-east-1"
+_REGION: Final = re.compile(r"[a-z0-9-]{1,32}")
+# Only such names make a valid host name under AWS's wildcard certificate; others, dots above all, go into the path.
+_HOST_LABEL: Final = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
+_GLOBAL_HOST: Final = "s3.amazonaws.com"
+
+
+class Endpoint(NamedTuple):
+    """One bucket's address.
+
+    root    what stands before the key in every path, encoded: "", or "/bucket" behind the base path of a custom endpoint
+    custom  not AWS itself: the address stays when the region turns out to be another
+    """
+
+    bucket: str
+    region: str
+    secure: bool
+    host: str
+    port: int
+    root: str
+    custom: bool
+
+    @property
+    def authority(self) -> str:
+        """The Host header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """For messages, and for telling one store's objects from another's."""
+        return f"{'https' if self.secure else 'http'}://{self.authority}{self.root}"
+
+    def target(self, key: str, parameters: Mapping[str, str] | None = None) -> str:
+        """Path and query of a request; ``key`` is "" for the bucket itself."""
+        query = encoded_query(parameters) if parameters else ""
+        return f"{self.root}/{encoded_path(key)}" + (f"?{query}" if query else "")
+
+    def in_region(self, region: str) -> Endpoint | None:
+        """The same bucket, looked for in another region; None: that is no region's name, do not follow it."""
+        if not _REGION.fullmatch(region):
+            return None
+        return self._replace(region=region) if self.custom else of_aws(self.bucket, region)
+
+
+def of_aws(bucket: str, region: str) -> Endpoint:
+    """The bucket at AWS: in the host name where that can be, else in the path."""
+    suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
+    host = f"s3.{region}.{suffix}"
+    if _HOST_LABEL.fullmatch(bucket):
+        return Endpoint(bucket, region, secure=True, host=f"{bucket}.{host}", port=443, root="", custom=False)
+    return Endpoint(bucket, region, secure=True, host=host, port=443, root=f"/{encoded_path(bucket)}", custom=False)
+
+
+def from_environment(bucket: str, environment: Mapping[str, str] = os.environ) -> Endpoint:
+    """The address that AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION and AWS_DEFAULT_REGION give; StoreRefused: nonsense."""
+    region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or DEFAULT_REGION
+    if not _REGION.fullmatch(region):
+        raise StoreRefused(f"AWS_REGION: {region!r} is no region's name; an example: {DEFAULT_REGION}")
+    variable, url = "", ""
+    if environment.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() != "true":
+        for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+            if url := environment.get(variable, ""):
+                break
+    if not url:
+        return of_aws(bucket, region)
+    split, port = _split(variable, url)
+    host = split.hostname or ""
+    if host == _GLOBAL_HOST:  # KServe's default: names no region, and answers 301 for buckets outside us-east-1
+        return of_aws(bucket, region)
+    secure = split.scheme == "https"
+    root = f"{quote(split.path.rstrip('/'), safe='/%')}/{encoded_path(bucket)}"
+    return Endpoint(bucket, region, secure, host, port=port or (443 if secure else 80), root=root, custom=True)
+
+
+def _split(variable: str, url: str) -> tuple[SplitResult, int | None]:
+    try:
+        split = urlsplit(url)
+        port = split.port
+    except ValueError as error:
+        raise StoreRefused(f"{variable} cannot be read: {error}; an example: http://127.0.0.1:9000") from None
+    if split.scheme not in {"http", "https"} or not split.hostname:
+        raise StoreRefused(f"{variable} must be http://HOST or https://HOST, with a port if need be")
+    if split.username is not None or split.query or split.fragment:
+        raise StoreRefused(f"{variable} must hold neither credentials nor a query: those have variables of their own")
+    return split, port
+
+
+def trusted(environment: Mapping[str, str] = os.environ) -> ssl.SSLContext:
+    """TLS with the certificates of AWS_CA_BUNDLE, else the system's, else botocore's own: slim images have none."""
+    bundle = environment.get("AWS_CA_BUNDLE") or None
+    if bundle is None and not _system_has_certificates():
+        bundle = _botocore_bundle()
+    try:
+        return ssl.create_default_context(cafile=bundle)
+    except (OSError, ssl.SSLError) as error:
+        raise StoreRefused(f"AWS_CA_BUNDLE: no certificates can be read from {bundle}: {error}") from None
+
+
+def _system_has_certificates() -> bool:
+    paths = ssl.get_default_verify_paths()
+    return paths.cafile is not None or (paths.capath is not None and any(Path(paths.capath).iterdir()))
+
+
+def _botocore_bundle() -> str | None:
+    spec = importlib.util.find_spec("botocore")  # finds without importing
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (bundle := Path(folder) / "cacert.pem").exists():
+            return str(bundle)
+    return None

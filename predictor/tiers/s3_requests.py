@@ -1,0 +1,249 @@
+"""One request to S3: signed, sent, retried while that can help, and told as one of our errors when it cannot.
+
+Blocking: it runs in the store's threads. What stays out: what the bodies mean (s3_listing.py, s3_objects.py), connections
+(s3_http.py), which request goes next (s3_transfers.py).
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import random
+import re
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, NoReturn, Protocol, TypeVar
+
+from predictor.errors import HearthError, ObjectChanged, StoreRefused, StoreUnavailable
+from predictor.tiers.s3_credentials import Identity
+from predictor.tiers.s3_endpoint import Endpoint
+from predictor.tiers.s3_http import BROKEN, Connection, Connections, Halt
+from predictor.tiers.sigv4 import signed
+
+log = logging.getLogger(__name__)
+
+BACKOFF_S: Final = 0.25
+BACKOFF_LIMIT_S: Final = 5.0
+MAX_ERROR_BYTES: Final = 64 << 10
+
+_AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
+_AGAIN_CODES: Final = frozenset({"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "OperationAborted"})
+_CODE: Final = re.compile(rb"<Code>([A-Za-z0-9._-]{1,64})</Code>")
+_REGION: Final = re.compile(rb"<Region>([a-z0-9-]{1,32})</Region>")
+_WRONG_CREDENTIALS: Final = frozenset(
+    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"}
+)
+
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+
+class Errand(Protocol[T_co]):
+    """What is asked, and what is done with the answer. Asked for anew at every attempt: it may have got half of it before.
+
+    operation  ``list``, ``read`` or ``fetch``: the metric's label
+    key        "" for the bucket itself
+    """
+
+    @property
+    def operation(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+
+    def parameters(self) -> Mapping[str, str]:
+        """The query."""
+
+    def headers(self) -> Mapping[str, str]:
+        """Beside Host and what the signature adds."""
+
+    def receive(self, connection: Connection, response: http.client.HTTPResponse) -> T_co:
+        """Take the body of a 200 or 206. Raises Again where the answer is incomplete, and our errors."""
+
+
+class Again(Exception):
+    """This attempt failed; another may not. ``status`` is the metric's label."""
+
+    def __init__(self, reason: str, status: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+
+
+class Stopped(Exception):
+    """The caller wanted it to stop. Never reaches anybody: the caller has its own error by then."""
+
+
+class _Stale(Exception):
+    """The kept connection was closed by the other side while it was idle."""
+
+
+class _Elsewhere(Exception):
+    """The bucket is in another region."""
+
+    def __init__(self, region: str) -> None:
+        super().__init__(region)
+        self.region = region
+
+
+@dataclass(slots=True)
+class Requests:
+    """Asks one bucket.
+
+    endpoint    where it is; replaced when the bucket turns out to be in another region
+    retries     attempts after the first; full jitter between them (M. Brooker, "Exponential Backoff And Jitter", 2015)
+    on_ask      operation; called when a request is about to be written
+    on_request  operation, outcome: the HTTP status, or ``broken``, ``timeout``, ``short``
+    """
+
+    endpoint: Endpoint
+    identity: Identity
+    connections: Connections
+    retries: int
+    on_ask: Callable[[str], None]
+    on_request: Callable[[str, str], None]
+    backoff_s: float = BACKOFF_S
+
+    def run(self, errand: Errand[T], halt: Halt) -> T:
+        """Until it succeeds, fails for good, or ``halt`` is stopped (Stopped)."""
+        begin_s = time.monotonic()
+        for attempt in range(self.retries + 1):
+            if attempt:
+                halt.sleep(random.uniform(0, min(BACKOFF_LIMIT_S, self.backoff_s * 2 ** (attempt - 1))))  # noqa: S311
+            if halt.stopped:
+                raise Stopped
+            try:
+                return self._found(errand, halt)
+            except Again as again:
+                self.on_request(errand.operation, again.status)
+                reason = again.reason
+        raise StoreUnavailable(
+            f"{self._named(errand)}: {reason}, the last of {self.retries + 1} attempts in {time.monotonic() - begin_s:.1f} s "
+            f"(HEARTH_FETCH_RETRIES, HEARTH_FETCH_TIMEOUT_S); the model store is {self.endpoint.url}",
+            retry_after_s=2.0,
+        )
+
+    def _found(self, errand: Errand[T], halt: Halt) -> T:
+        """One attempt, in the region where the bucket really is."""
+        endpoint = self.endpoint
+        try:
+            return self._attempt(errand, halt, endpoint)
+        except _Elsewhere as elsewhere:
+            moved = endpoint.in_region(elsewhere.region)
+            if moved is None or moved == endpoint:
+                raise self._redirected(errand) from None
+            if self.endpoint == endpoint:  # else another thread was first
+                self.endpoint = moved
+                log.warning(
+                    "bucket %s is in region %s, not %s: set AWS_REGION=%s", moved.bucket, moved.region, endpoint.region, moved.region
+                )
+        try:
+            return self._attempt(errand, halt, self.endpoint)
+        except _Elsewhere:
+            raise self._redirected(errand) from None
+
+    def _attempt(self, errand: Errand[T], halt: Halt, endpoint: Endpoint) -> T:
+        connection = self.connections.idle(endpoint)
+        if connection is not None:
+            try:
+                return self._on(connection, errand, halt)
+            except _Stale:  # no fault of S3's, and no attempt: it never saw the request, or we cannot know and asking twice is harmless
+                pass
+        return self._on(self.connections.fresh(endpoint), errand, halt)
+
+    def _on(self, connection: Connection, errand: Errand[T], halt: Halt) -> T:
+        reusable = False
+        try:
+            with halt.watching(connection):
+                response = self._head(connection, errand)
+                if response.status not in {200, 206}:
+                    body = connection.read(response, MAX_ERROR_BYTES)
+                    reusable = connection.finish(response)
+                    self._refuse(errand, response, body)
+                received = errand.receive(connection, response)
+                reusable = connection.finish(response)
+        except BROKEN as error:
+            if halt.stopped:
+                raise Stopped from None
+            raise self._broken(error, connection) from None
+        except Again:
+            if halt.stopped:
+                raise Stopped from None
+            raise
+        finally:
+            if reusable:
+                self.connections.give_back(connection)
+            else:
+                connection.close()
+        self.on_request(errand.operation, str(response.status))
+        return received
+
+    def _head(self, connection: Connection, errand: Errand[T]) -> http.client.HTTPResponse:
+        if not connection.is_open:
+            connection.open()
+        endpoint = connection.endpoint
+        target = endpoint.target(errand.key, errand.parameters())
+        headers = {"Host": endpoint.authority, **errand.headers()}
+        credentials = self.identity.credentials()
+        if credentials is not None:
+            headers = signed(target, headers, credentials=credentials, region=endpoint.region, at=datetime.now(UTC))
+        self.on_ask(errand.operation)
+        try:
+            return connection.ask(target, {**headers, "Accept-Encoding": "identity", "User-Agent": "hearth"})
+        except (ConnectionError, ssl.SSLEOFError):
+            if connection.answered:
+                raise _Stale from None
+            raise
+
+    def _broken(self, error: Exception, connection: Connection) -> Exception:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return StoreRefused(
+                f"{connection.endpoint.url}: its certificate is not trusted ({error.verify_message}): name the authority's "
+                "certificate in AWS_CA_BUNDLE"
+            )
+        if isinstance(error, TimeoutError):
+            return Again(f"no answer in time ({error})", "timeout")
+        return Again(f"the connection failed ({type(error).__name__}: {error})", "broken")
+
+    def _refuse(self, errand: Errand[T], response: http.client.HTTPResponse, body: bytes) -> NoReturn:
+        status = response.status
+        found = _CODE.search(body)
+        code = found.group(1).decode() if found else ""
+        answer = f"{status} {code or response.reason}"
+        if status in _AGAIN or code in _AGAIN_CODES:
+            raise Again(f"S3 answered {answer}", str(status))
+        self.on_request(errand.operation, str(status))
+        if status in {301, 302, 307, 308, 400}:
+            in_body = _REGION.search(body)
+            region = response.getheader("x-amz-bucket-region") or (in_body.group(1).decode() if in_body else "")
+            if region and code not in _WRONG_CREDENTIALS:
+                raise _Elsewhere(region)
+        raise self._error(errand, status, code, answer)
+
+    def _error(self, errand: Errand[T], status: int, code: str, answer: str) -> HearthError:
+        named = self._named(errand)
+        if status == 404 and (code == "NoSuchBucket" or not errand.key):  # noqa: PLR2004 (as everybody knows them)
+            return StoreRefused(f"{named}: {answer}: no such bucket at {self.endpoint.url}; check HEARTH_MODELS and AWS_ENDPOINT_URL")
+        if status in {404, 412, 416}:
+            return ObjectChanged(f"{named} was overwritten or deleted after it was listed ({answer}): ask again", retry_after_s=1.0)
+        if code == "RequestTimeTooSkewed":
+            return StoreRefused(f"{named}: {answer}: this machine's clock is more than 15 minutes off")
+        if code in _WRONG_CREDENTIALS:
+            return StoreRefused(f"{named}: {answer}: the AWS credentials are wrong or have expired")
+        if status in {401, 403}:
+            action = "s3:ListBucket on the bucket" if errand.operation == "list" else "s3:GetObject on the object"
+            return StoreRefused(f"{named}: {answer}: the AWS credentials lack the permission, {action}")
+        if status < 400:  # noqa: PLR2004
+            return self._redirected(errand)
+        return StoreRefused(f"{named}: {answer}, from {self.endpoint.url}")
+
+    def _redirected(self, errand: Errand[T]) -> StoreRefused:
+        return StoreRefused(
+            f"{self._named(errand)}: {self.endpoint.url} redirects elsewhere: set AWS_REGION to the bucket's region, "
+            "and AWS_ENDPOINT_URL to where it is"
+        )
+
+    def _named(self, errand: Errand[T]) -> str:
+        return f"s3://{self.endpoint.bucket}/{errand.key}"

@@ -1,0 +1,282 @@
+"""The front's side of one worker process: keeps it alive, hands it models and requests, ends it when it hangs.
+
+What stays out: how a process is started (spawn.py), the bytes on the socket (link.py), what a worker does (engine/).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from predictor.errors import HearthError, LoadFailed, ModelFailed, WorkerDied, WorkerRestarting
+from predictor.model import ModelRef, ModelSpec, TensorSpec
+from predictor.wire import Field, File, Hello, Load, Loaded, Ran, Run, Tensor, Unload, send_arena
+from predictor.workers.link import Buffer, Link, Pending, Reply
+from predictor.workers.spawn import Spawned, spawn
+
+if TYPE_CHECKING:
+    from predictor.tiers.ram import Arena  # tiers/device.py imports this module
+
+log = logging.getLogger(__name__)
+
+BACKOFF_S: Final = (0.1, 10.0)
+"""First and longest pause before a worker that died is started again; doubled by every death without a Hello between."""
+
+SICK_AFTER: Final = 3
+"""Starts in a row that never came to a Hello, after which the device counts as failed."""
+
+WATCH_S: Final = 0.5
+"""How often the watchdog looks at the request that is being computed."""
+
+
+class Answer(NamedTuple):
+    """What a model computed. ``body`` holds the outputs' bytes one after another."""
+
+    outputs: tuple[Tensor, ...]
+    body: Buffer
+    compute_s: float
+
+
+class Worker:
+    """One worker process and its successors.
+
+    on_ready   the process can take models
+    on_lost    it is gone, unasked, and every model in it
+    on_death   the same a moment later, with the reason
+    first      the process the boot started already
+    """
+
+    def __init__(  # noqa: PLR0913 (made in one place, by keyword)
+        self,
+        *,
+        device: int,
+        kind: str,
+        threads: int,
+        build_timeout_s: float,
+        execute_timeout_s: float,
+        on_ready: Callable[[Hello], None],
+        on_lost: Callable[[], None],
+        on_death: Callable[[str], None],
+        first: Spawned | None = None,
+    ) -> None:
+        self.device = device
+        self.ready = False
+        self.failure = ""
+        self._kind = kind
+        self._threads = threads
+        self._build_timeout_s = build_timeout_s
+        self._execute_timeout_s = execute_timeout_s
+        self._on_ready = on_ready
+        self._on_lost = on_lost
+        self._on_death = on_death
+        self._spawned = first
+        self._link: Link | None = None
+        self._up = asyncio.Event()
+        self._said_hello = False
+        self._held: dict[str, Link] = {}
+        self._condemned = ""
+        self._stopping = False
+        self._supervising: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to supervise; returns at once, the process comes up by itself."""
+        self._supervising = asyncio.create_task(self._supervise(), name=f"worker {self.device}")
+
+    async def stop(self, timeout_s: float) -> None:
+        """End the process: by closing its socket, after ``timeout_s`` by force."""
+        self._stopping = True
+        if self._link is not None:
+            self._link.abort()
+        if self._supervising is not None:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await asyncio.shield(self._supervising)
+            except TimeoutError:
+                self._kill("did not stop")
+                await self._supervising
+
+    async def load(self, spec: ModelSpec, arena: Arena, *, copy: bool) -> Loaded:
+        """Build the model in the worker, once that is up. Raises LoadFailed, WorkerDied."""
+        link = await self._wait_until_up(spec.ref)
+        message = Load(
+            id=link.next_id(),
+            model=spec.ref.key,
+            format=spec.format.value,
+            files=tuple(File(placed.path, placed.offset_bytes, placed.size_bytes) for placed in spec.layout()),
+            arena_bytes=arena.size_bytes,
+            copy=copy,
+            inputs=_fields(spec.inputs),
+            outputs=_fields(spec.outputs),
+            parameters_json=spec.parameters_json,
+        )
+        with arena.open_reader() as descriptor:
+            assert self._spawned is not None, "up, but nothing was spawned"
+            try:
+                send_arena(self._spawned.control, spec.ref.key, descriptor)
+            except OSError as error:
+                raise WorkerDied(f"the worker ended before it could load model {spec.ref}", retry_after_s=1.0) from error
+        self._held[spec.ref.key] = link
+        try:
+            async with asyncio.timeout(self._build_timeout_s):
+                loaded, _ = await link.send(message)
+        except TimeoutError:
+            reason = f"model {spec.ref} was not built within {self._build_timeout_s:g} s (HEARTH_BUILD_TIMEOUT_S)"
+            self._kill(reason)
+            raise LoadFailed(f"{reason}; its worker was ended") from None
+        except HearthError:
+            self._held.pop(spec.ref.key, None)
+            raise
+        assert isinstance(loaded, Loaded), f"a Load was answered by {loaded}"
+        return loaded
+
+    async def unload(self, ref: ModelRef) -> None:
+        """Have the worker free the model. The worker that held it may be gone: then it is free already."""
+        link = self._held.pop(ref.key, None)
+        if link is None or link.closed.done():
+            return
+        await link.send(Unload(link.next_id(), ref.key), computes=True)
+
+    def run(
+        self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], outputs: Sequence[str]
+    ) -> asyncio.Future[Answer]:
+        """Send one request. Fails with ModelFailed, SchemaMismatch, WorkerDied, or WorkerRestarting if it never began."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        link = self._held.get(ref.key)
+        if link is None or link.closed.done():
+            future.set_exception(_restarting(ref.key))
+            return future
+        message = Run(link.next_id(), ref.key, tuple(inputs), tuple(outputs))
+        reply = link.send(message, body, computes=True)
+
+        def deliver(reply: asyncio.Future[Reply]) -> None:
+            if future.done():
+                if not reply.cancelled():
+                    reply.exception()  # nobody is left to hear it
+                return
+            error = reply.exception()
+            if error is not None:
+                future.set_exception(error)
+                return
+            ran, tensors = reply.result()
+            assert isinstance(ran, Ran), f"a Run was answered by {ran}"
+            future.set_result(Answer(ran.outputs, tensors, ran.compute_s))
+
+        reply.add_done_callback(deliver)
+        return future
+
+    # ---- supervision -----------------------------------------------------------------------------------------
+
+    async def _supervise(self) -> None:
+        fruitless = 0
+        while not self._stopping:
+            if self._spawned is None:
+                # In this thread: the worker dies with the thread that started it (PR_SET_PDEATHSIG).
+                self._spawned = spawn(self.device, self._kind, self._threads)
+            self._said_hello = False
+            reason = await self._live(self._spawned)
+            self._spawned = None
+            if self._stopping:
+                break
+            fruitless = 0 if self._said_hello else fruitless + 1
+            if fruitless >= SICK_AFTER:
+                self.failure = f"the worker of device {self.device} did not start {fruitless} times in a row: {reason}"
+            self._on_death(reason)
+            await asyncio.sleep(min(BACKOFF_S[0] * 2 ** min(fruitless, 16), BACKOFF_S[1]))
+
+    async def _live(self, spawned: Spawned) -> str:
+        """One process from its start to its end; returns why it ended."""
+        loop = asyncio.get_running_loop()
+        spawned.stream.setblocking(False)  # noqa: FBT003 (the socket module's own signature)
+        _, link = await loop.create_unix_connection(lambda: Link(self._hello), sock=spawned.stream)
+        self._link = link
+        watching = asyncio.create_task(self._watch(link), name=f"watch worker {self.device}")
+        try:
+            await link.closed
+        finally:
+            watching.cancel()
+            self.ready = False
+            self._up.clear()
+            self._link = None
+            self._held = {key: other for key, other in self._held.items() if other is not link}
+            if not self._stopping:
+                self._on_lost()
+            status = await self._reap(spawned)
+            running = int.from_bytes(spawned.page[:8], "little")
+            spawned.control.close()
+            spawned.page.close()
+        reason = self._condemned or status
+        self._condemned = ""
+        link.fail(lambda number, request: self._obituary(reason, inside=number == running or not request.computes))
+        return reason
+
+    def _hello(self, hello: Hello) -> None:
+        self.ready = True
+        self.failure = ""
+        self._said_hello = True
+        self._up.set()
+        self._on_ready(hello)
+
+    async def _wait_until_up(self, ref: ModelRef) -> Link:
+        try:
+            async with asyncio.timeout(self._build_timeout_s):
+                await self._up.wait()
+        except TimeoutError:
+            raise WorkerDied(
+                f"the worker of device {self.device} is not up after {self._build_timeout_s:g} s, so model {ref} cannot be "
+                f"loaded: {self.failure or 'it is still starting'}",
+                retry_after_s=BACKOFF_S[1],
+            ) from None
+        assert self._link is not None, "up without a link"
+        return self._link
+
+    async def _watch(self, link: Link) -> None:
+        """End a worker whose current request computes for too long."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(WATCH_S)
+            first = next((request for request in link.pending.values() if request.computes), None)
+            if first is not None:
+                busy_s = loop.time() - max(first.sent_s, link.answered_s)
+                if busy_s > self._execute_timeout_s:
+                    self._kill(f"a request computed for more than {self._execute_timeout_s:g} s (HEARTH_EXECUTE_TIMEOUT_S)")
+                    return
+
+    async def _reap(self, spawned: Spawned) -> str:
+        """Wait for the process's end, by force if it closed its socket and lives on. Returns how it ended."""
+        for _ in range(50):
+            status = spawned.process.poll()
+            if status is not None:
+                return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+            await asyncio.sleep(0.01)
+        spawned.process.kill()
+        await asyncio.to_thread(spawned.process.wait)
+        return "it closed its socket and had to be killed"
+
+    def _kill(self, reason: str) -> None:
+        self._condemned = reason
+        if self._spawned is not None:
+            self._spawned.process.kill()
+
+    def _obituary(self, reason: str, *, inside: bool) -> HearthError:
+        if not inside:
+            return WorkerRestarting(
+                f"the worker of device {self.device} ended ({reason}) before it began with this request", retry_after_s=1.0
+            )
+        if reason.startswith("a request computed"):
+            return ModelFailed(f"{reason}; its worker was ended. Raise the limit if the model needs that long")
+        return WorkerDied(
+            f"the worker of device {self.device} ended ({reason}) while it computed this request; a retry helps unless the "
+            f"request itself was the cause",
+            retry_after_s=1.0,
+        )
+
+
+def _restarting(key: str) -> WorkerRestarting:
+    return WorkerRestarting(f"the worker that held model {key} ended before it began with this request", retry_after_s=1.0)
+
+
+def _fields(specs: Sequence[TensorSpec]) -> tuple[Field, ...]:
+    return tuple(Field(spec.name, spec.datatype, spec.shape) for spec in specs)

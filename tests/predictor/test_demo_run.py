@@ -1,0 +1,76 @@
+"""``hearth demo`` from end to end: the real command, as a user without a terminal runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+TIMEOUT_S = 60.0
+
+
+@contextmanager
+def running(arguments: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The demo as a child; asked to end, not killed, if the test leaves early: it ends what it has started."""
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "predictor.boot", "demo", *arguments],
+        env={**os.environ, "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield demo
+    finally:
+        if demo.poll() is None:
+            demo.terminate()
+            demo.wait(TIMEOUT_S)
+
+
+def left_running(folder: Path) -> list[str]:
+    """Command lines of processes that were started with this temporary folder in their environment."""
+    marker = f"TMPDIR={folder}".encode()
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                if marker in (process / "environ").read_bytes().split(b"\0"):
+                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except (FileNotFoundError, PermissionError, ProcessLookupError):
+                continue
+    return found
+
+
+def test_the_demo_answers_everything_rightly_evicts_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with running(["--requests", "200"], tmp_path) as demo:
+        told, _ = demo.communicate(timeout=TIMEOUT_S)
+    assert demo.returncode == 0, told
+    assert "200 requests from 4 clients" in told
+    assert "0 errors" in told
+    assert "no answer differs" in told
+    evictions = re.search(r"(\d+) evictions from the device, (\d+) from RAM", told)
+    assert evictions is not None, told
+    assert all(int(count) > 0 for count in evictions.groups()), told
+    assert "curl -s http://127.0.0.1:" in told
+    assert left_running(tmp_path) == []
+    assert list(tmp_path.glob("hearth-*")) == []
+
+
+def test_a_demo_that_is_told_to_end_ends_its_server_too(tmp_path: Path) -> None:
+    with running(["--requests", "100000"], tmp_path) as demo:
+        assert demo.stdout is not None
+        told = ""
+        for line in demo.stdout:
+            told += line
+            if "started hearth serve" in line:
+                break
+        demo.send_signal(signal.SIGTERM)
+        rest, _ = demo.communicate(timeout=TIMEOUT_S)
+        assert demo.returncode == 128 + signal.SIGTERM, told + rest
+    assert left_running(tmp_path) == []
+    assert list(tmp_path.glob("hearth-*")) == []

@@ -18,7 +18,7 @@ from predictor.api import codec, schema
 from predictor.api.message import Answering, Request, Response, error_response, internal_error
 from predictor.api.pod import Pod
 from predictor.errors import DeadlineExceeded, HearthError, TooManyRequests, WorkerRestarting
-from predictor.model import ModelRef
+from predictor.model import ModelRef, ModelSpec
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Histogram
@@ -70,7 +70,7 @@ class Inference:
                 return self._held(request, name, version, wanted)
         except HearthError as error:
             return self.refusal(ref, error)
-        return _Hot(self, request, wanted, lease).start()
+        return _Hot(self, request, wanted, lease).start(spec)
 
     async def _held(
         self, request: Request, name: str, version: int | None, wanted: codec.InferenceRequest | None = None
@@ -94,7 +94,7 @@ class Inference:
             for attempt in range(1, ATTEMPTS + 1):
                 lease = await pod.cache.lease(spec, deadline_s=deadline_s)
                 try:
-                    schema.check(ref, lease.schema.inputs, wanted.inputs)
+                    schema.check(ref, spec.inputs or lease.schema.inputs, wanted.inputs)
                     answer = await lease.run(wanted.inputs, wanted.body, wanted.outputs)
                     return self.success(request, wanted, lease, answer)
                 except WorkerRestarting:
@@ -175,11 +175,11 @@ class _Hot:
         self._wanted = wanted
         self._lease = lease
 
-    def start(self) -> Answering:
-        """Send it to the worker."""
+    def start(self, spec: ModelSpec) -> Answering:
+        """Send it to the worker, if it is what ``spec`` or the loaded model takes."""
         wanted, lease = self._wanted, self._lease
         try:
-            schema.check(lease.ref, lease.schema.inputs, wanted.inputs)
+            schema.check(lease.ref, spec.inputs or lease.schema.inputs, wanted.inputs)
             self._future = lease.run(wanted.inputs, wanted.body, wanted.outputs)
         except BaseException as error:
             lease.release()

@@ -45,11 +45,11 @@ def build_session(load: Load, files: Files, *, threads: int) -> OnnxModel:
     options.enable_cpu_mem_arena = False
     external = {path: data for path, data in files.items() if path != GRAPH and not path.endswith((".py", ".json"))}
     if external:
-        buffers = [bytes(memoryview(data.numpy())) for data in external.values()]
+        buffers = [bytes(data.numpy().data) for data in external.values()]
         options.add_external_initializers_from_files_in_memory(list(external), buffers, [len(data) for data in buffers])
     try:
         # ONNX Runtime takes bytes only; it copies the weights out of them, and this copy is gone when it is done.
-        session = ort.InferenceSession(bytes(memoryview(files[GRAPH].numpy())), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(bytes(files[GRAPH].numpy().data), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 (its exceptions share no base class)
         raise LoadFailed(f"{GRAPH} cannot be loaded: {error}") from None
     return OnnxModel(session, load)

@@ -88,7 +88,7 @@ def _select(named: dict[str, torch.Tensor], wanted: tuple[str, ...]) -> list[Out
 
 def _text(files: Files, path: str) -> str:
     try:
-        return bytes(memoryview(files[path].numpy())).decode()
+        return bytes(files[path].numpy().data).decode()
     except UnicodeDecodeError as error:
         raise LoadFailed(f"{path} is not UTF-8: {error}") from None
 
@@ -140,7 +140,7 @@ def _give(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
     for names in parameters.values():  # tied: the file names only one of them
         present = next((name for name in names if name in weights), None)
         if present is not None:
-            given.update({name: weights[present] for name in names})
+            given.update(dict.fromkeys(names, weights[present]))
     for name, _ in module.named_buffers(remove_duplicate=False):
         if name in given:
             given[name] = given[name].clone()

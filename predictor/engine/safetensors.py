@@ -52,7 +52,7 @@ def read(data: torch.Tensor, name: str = "model.safetensors") -> dict[str, torch
 
     Raises LoadFailed that says what is wrong where in ``name``.
     """
-    whole = memoryview(data.numpy())
+    whole = data.numpy().data
     if len(whole) < LENGTH.size:
         raise LoadFailed(f"{name} has {len(whole)} bytes: not even a header length")
     (header_bytes,) = LENGTH.unpack_from(whole)
@@ -75,12 +75,16 @@ def _view(body: torch.Tensor, entry: Entry, name: str) -> torch.Tensor:
         raise LoadFailed(f"{name} has dtype {entry.dtype}, which is not one of {', '.join(DTYPES)}")
     begin, end = entry.data_offsets
     if not 0 <= begin <= end <= len(body) or any(length < 0 for length in entry.shape):
-        raise LoadFailed(f"{name} claims bytes {begin} to {end} with shape {entry.shape}; the file has {len(body)} after its header")
+        raise LoadFailed(
+            f"{name} claims bytes {begin} to {end} with shape {entry.shape}; the file has {len(body)} after its header"
+        )
     if end - begin != math.prod(entry.shape) * dtype.itemsize:
         raise LoadFailed(f"{name} has shape {entry.shape} of {entry.dtype}, but {end - begin} bytes")
+    if begin == end:
+        return torch.empty(entry.shape, dtype=dtype)
     flat = body[begin:end]
     if flat.data_ptr() % dtype.itemsize:
         flat = flat.clone()
     if flat.storage_offset() % dtype.itemsize:  # aligned in memory, though not in its storage's own counting
-        flat = torch.frombuffer(memoryview(flat.numpy()), dtype=torch.uint8)
-    return flat.view(dtype).view(entry.shape) if end > begin else torch.empty(entry.shape, dtype=dtype)
+        flat = torch.frombuffer(flat.numpy().data, dtype=torch.uint8)
+    return flat.view(dtype).view(entry.shape)

@@ -67,9 +67,7 @@ def serve(kind: str, threads: int, *, stream: socket.socket, control: socket.soc
 class Server:
     """One worker's models and its two threads."""
 
-    def __init__(
-        self, stream: socket.socket, control: socket.socket, page: mmap.mmap, *, device: Device, threads: int
-    ) -> None:
+    def __init__(self, stream: socket.socket, control: socket.socket, page: mmap.mmap, *, device: Device, threads: int) -> None:
         self._stream = stream
         self._control = control
         self._page = page
@@ -186,6 +184,6 @@ def _told(error: BaseException) -> str:
 
 
 def _give_memory_back() -> None:
-    """glibc keeps freed pages for itself until told otherwise."""
+    """Glibc keeps freed pages for itself until told otherwise."""
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from predictor.engine.formats import Input, Output
+from predictor.engine.formats import Output
 from predictor.errors import ModelFailed, SchemaMismatch
 from predictor.wire import Tensor
 
@@ -65,7 +65,7 @@ def from_torch(name: str, value: torch.Tensor) -> Output:
     if datatype is None:
         raise ModelFailed(f"output {name!r} has dtype {value.dtype}, for which V2 has no datatype: convert it in the model")
     flat = value.detach().contiguous().reshape(-1)
-    data = memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    data = flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
     return Tensor(name, datatype, tuple(value.shape), data.nbytes), data
 
 
@@ -75,7 +75,9 @@ def to_numpy(tensor: Tensor, data: memoryview) -> np.ndarray[Any, Any]:
         return np.array(_strings(tensor, data), dtype=object).reshape(tensor.shape)
     dtype = NUMPY.get(tensor.datatype)
     if dtype is None:
-        raise SchemaMismatch(f"input {tensor.name!r} has datatype {tensor.datatype}, which ONNX Runtime does not take from here")
+        raise SchemaMismatch(
+            f"input {tensor.name!r} has datatype {tensor.datatype}, which ONNX Runtime does not take from here"
+        )
     return np.frombuffer(data, dtype=dtype).reshape(tensor.shape)
 
 
@@ -88,7 +90,7 @@ def from_numpy(name: str, value: np.ndarray[Any, Any]) -> Output:
     datatype = FROM_NUMPY.get(value.dtype)
     if datatype is None:
         raise ModelFailed(f"output {name!r} has dtype {value.dtype}, for which V2 has no datatype: convert it in the model")
-    data = memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8)) if value.size else memoryview(b"")
+    data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data if value.size else memoryview(b"")
     return Tensor(name, datatype, value.shape, data.nbytes), data
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from predictor.errors import StoreRefused, StoreUnavailable
 from predictor.tiers.sigv4 import Credentials
+
+if TYPE_CHECKING:
+    from botocore.credentials import Credentials as Renewed
 
 
 class Identity(Protocol):
@@ -32,16 +35,6 @@ class Fixed:
         return self._credentials
 
 
-class _Frozen(Protocol):
-    access_key: str
-    secret_key: str
-    token: str | None
-
-
-class _Refreshable(Protocol):
-    def get_frozen_credentials(self) -> _Frozen: ...
-
-
 class Chain:
     """botocore's chain: profiles, web identity (IRSA), container and instance roles; botocore renews what expires.
 
@@ -50,7 +43,7 @@ class Chain:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._found: _Refreshable | None = None
+        self._found: Renewed | None = None
 
     def credentials(self) -> Credentials:
         """The credentials of the moment. StoreRefused: there are none; StoreUnavailable: they cannot be had just now."""
@@ -70,18 +63,18 @@ class Chain:
             ) from None
         return Credentials(frozen.access_key, frozen.secret_key, frozen.token or "")
 
-    def _source(self) -> _Refreshable:
+    def _source(self) -> Renewed:
         from botocore.session import get_session  # noqa: PLC0415
 
         with self._lock:
-            if self._found is None:
-                self._found = get_session().get_credentials()
-            if self._found is None:
+            found = self._found or get_session().get_credentials()
+            if found is None:
                 raise StoreRefused(
                     "no AWS credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, give the pod a role, "
                     "or set awsAnonymousCredential=true for a public bucket"
                 )
-            return self._found
+            self._found = found
+            return found
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Identity:

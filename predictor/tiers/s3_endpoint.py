@@ -72,7 +72,7 @@ def of_aws(bucket: str, region: str) -> Endpoint:
 
 
 def from_environment(bucket: str, environment: Mapping[str, str] = os.environ) -> Endpoint:
-    """The address that AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION and AWS_DEFAULT_REGION give; StoreRefused: nonsense."""
+    """As AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION and AWS_DEFAULT_REGION say. StoreRefused: they are nonsense."""
     region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or DEFAULT_REGION
     if not _REGION.fullmatch(region):
         raise StoreRefused(f"AWS_REGION: {region!r} is no region's name; an example: {DEFAULT_REGION}")

@@ -47,10 +47,20 @@ class Connection:
         # The kernel then fills a whole part in one call: 10 % less CPU per byte than readinto, and hundreds of times fewer
         # fights for the interpreter's lock with the event loop. TLS has no such call: it gives one record (16 KiB) at a time.
         self._flags = socket.MSG_WAITALL if tls is None else 0
-        self._left: int | None = 0
+        self._left = 0
         self._lock = threading.Lock()  # abort must not meet a descriptor that was closed and means another file by now
         self._socket: socket.socket | None = None
         self._aborted = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was connected, and not closed by us."""
+        return self._socket is not None
+
+    @property
+    def left(self) -> int:
+        """Bytes of the answer's body that were not read yet; -1 where the answer does not tell."""
+        return self._left
 
     def open(self) -> None:
         """Connect."""
@@ -73,7 +83,7 @@ class Connection:
         self._http.endheaders()
         response = self._http.getresponse()
         self.answered += 1
-        self._left = None if response.chunked else response.length
+        self._left = -1 if response.chunked or response.length is None else response.length
         return response
 
     def fill(self, response: http.client.HTTPResponse, view: memoryview) -> int:
@@ -82,11 +92,10 @@ class Connection:
         No reference to ``view`` outlives the call, also when it raises: the caller may unmap the memory at once.
         """
         assert self._socket is not None, "read before connecting"
-        assert self._left is not None, "a body of unknown length has no place in a view"
         assert self._left >= len(view), f"{self._left} bytes left in the body, {len(view)} asked"
         got = response.fp.readinto1(view)  # what came along with the head
         self._left -= got
-        if self._flags:
+        if self._flags and got < len(view):
             self._socket.settimeout(None)  # SO_RCVTIMEO counts now: Python's own timeout would make the socket non-blocking
         progress = _Progress(self._timeout_s)
         try:

@@ -6,6 +6,7 @@ Blocking: it runs in the store's threads. What stays out: what the bodies mean (
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import logging
 import random
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, NoReturn, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from predictor.errors import HearthError, ObjectChanged, StoreRefused, StoreUnavailable
 from predictor.tiers.s3_credentials import Identity
@@ -31,6 +32,7 @@ MAX_ERROR_BYTES: Final = 64 << 10
 
 _AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
 _AGAIN_CODES: Final = frozenset({"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "OperationAborted"})
+_REDIRECTS: Final = frozenset({301, 302, 307, 308})
 _CODE: Final = re.compile(rb"<Code>([A-Za-z0-9._-]{1,64})</Code>")
 _REGION: Final = re.compile(rb"<Region>([a-z0-9-]{1,32})</Region>")
 _WRONG_CREDENTIALS: Final = frozenset(
@@ -42,16 +44,15 @@ T = TypeVar("T")
 
 
 class Errand(Protocol[T_co]):
-    """What is asked, and what is done with the answer. Asked for anew at every attempt: it may have got half of it before.
-
-    operation  ``list``, ``read`` or ``fetch``: the metric's label
-    key        "" for the bucket itself
-    """
+    """What is asked, and what is done with the answer. Asked for anew at every attempt: it may have got half of it before."""
 
     @property
-    def operation(self) -> str: ...
+    def operation(self) -> str:
+        """``list``, ``read`` or ``fetch``: the metric's label."""
+
     @property
-    def key(self) -> str: ...
+    def key(self) -> str:
+        """The object's; "" for the bucket itself."""
 
     def parameters(self) -> Mapping[str, str]:
         """The query."""
@@ -64,12 +65,7 @@ class Errand(Protocol[T_co]):
 
 
 class Again(Exception):
-    """This attempt failed; another may not. ``status`` is the metric's label."""
-
-    def __init__(self, reason: str, status: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.status = status
+    """This attempt failed; another may not."""
 
 
 class Stopped(Exception):
@@ -117,8 +113,7 @@ class Requests:
             try:
                 return self._found(errand, halt)
             except Again as again:
-                self.on_request(errand.operation, again.status)
-                reason = again.reason
+                reason = str(again)
         raise StoreUnavailable(
             f"{self._named(errand)}: {reason}, the last of {self.retries + 1} attempts in {time.monotonic() - begin_s:.1f} s "
             f"(HEARTH_FETCH_RETRIES, HEARTH_FETCH_TIMEOUT_S); the model store is {self.endpoint.url}",
@@ -137,7 +132,11 @@ class Requests:
             if self.endpoint == endpoint:  # else another thread was first
                 self.endpoint = moved
                 log.warning(
-                    "bucket %s is in region %s, not %s: set AWS_REGION=%s", moved.bucket, moved.region, endpoint.region, moved.region
+                    "bucket %s is in region %s, not %s: set AWS_REGION=%s",
+                    moved.bucket,
+                    moved.region,
+                    endpoint.region,
+                    moved.region,
                 )
         try:
             return self._attempt(errand, halt, self.endpoint)
@@ -147,38 +146,40 @@ class Requests:
     def _attempt(self, errand: Errand[T], halt: Halt, endpoint: Endpoint) -> T:
         connection = self.connections.idle(endpoint)
         if connection is not None:
-            try:
+            with contextlib.suppress(_Stale):  # nobody's fault, so it counts as no attempt
                 return self._on(connection, errand, halt)
-            except _Stale:  # no fault of S3's, and no attempt: it never saw the request, or we cannot know and asking twice is harmless
-                pass
         return self._on(self.connections.fresh(endpoint), errand, halt)
 
     def _on(self, connection: Connection, errand: Errand[T], halt: Halt) -> T:
-        reusable = False
+        outcome, reusable = "", False
         try:
+            if halt.stopped:
+                raise Stopped
             with halt.watching(connection):
                 response = self._head(connection, errand)
-                if response.status not in {200, 206}:
-                    body = connection.read(response, MAX_ERROR_BYTES)
+                outcome = str(response.status)
+                if response.status in {200, 206}:
+                    received = errand.receive(connection, response)
                     reusable = connection.finish(response)
-                    self._refuse(errand, response, body)
-                received = errand.receive(connection, response)
+                    return received
+                body = connection.read(response, MAX_ERROR_BYTES)
                 reusable = connection.finish(response)
-        except BROKEN as error:
+                raise self._refusal(errand, connection.endpoint, response, body)
+        except (*BROKEN, Again) as error:
             if halt.stopped:
+                outcome = ""
                 raise Stopped from None
-            raise self._broken(error, connection) from None
-        except Again:
-            if halt.stopped:
-                raise Stopped from None
-            raise
+            if isinstance(error, Again):
+                raise
+            outcome = "timeout" if isinstance(error, TimeoutError) else "broken"
+            raise _fault(error, connection.endpoint) from None
         finally:
+            if outcome:
+                self.on_request(errand.operation, outcome)
             if reusable:
                 self.connections.give_back(connection)
             else:
                 connection.close()
-        self.on_request(errand.operation, str(response.status))
-        return received
 
     def _head(self, connection: Connection, errand: Errand[T]) -> http.client.HTTPResponse:
         if not connection.is_open:
@@ -197,47 +198,41 @@ class Requests:
                 raise _Stale from None
             raise
 
-    def _broken(self, error: Exception, connection: Connection) -> Exception:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return StoreRefused(
-                f"{connection.endpoint.url}: its certificate is not trusted ({error.verify_message}): name the authority's "
-                "certificate in AWS_CA_BUNDLE"
-            )
-        if isinstance(error, TimeoutError):
-            return Again(f"no answer in time ({error})", "timeout")
-        return Again(f"the connection failed ({type(error).__name__}: {error})", "broken")
-
-    def _refuse(self, errand: Errand[T], response: http.client.HTTPResponse, body: bytes) -> NoReturn:
-        status = response.status
+    def _refusal(self, errand: Errand[T], endpoint: Endpoint, response: http.client.HTTPResponse, body: bytes) -> Exception:
+        """What an answer without the body asked for means."""
         found = _CODE.search(body)
         code = found.group(1).decode() if found else ""
-        answer = f"{status} {code or response.reason}"
-        if status in _AGAIN or code in _AGAIN_CODES:
-            raise Again(f"S3 answered {answer}", str(status))
-        self.on_request(errand.operation, str(status))
-        if status in {301, 302, 307, 308, 400}:
+        answer = f"{response.status} {code or response.reason}"
+        if response.status in _AGAIN or code in _AGAIN_CODES:
+            return Again(f"S3 answered {answer}")
+        if response.status in _REDIRECTS | {400} and code not in _WRONG_CREDENTIALS:
             in_body = _REGION.search(body)
             region = response.getheader("x-amz-bucket-region") or (in_body.group(1).decode() if in_body else "")
-            if region and code not in _WRONG_CREDENTIALS:
-                raise _Elsewhere(region)
-        raise self._error(errand, status, code, answer)
+            if region and region != endpoint.region:
+                return _Elsewhere(region)
+        return self._error(errand, response.status, code, answer)
 
     def _error(self, errand: Errand[T], status: int, code: str, answer: str) -> HearthError:
-        named = self._named(errand)
-        if status == 404 and (code == "NoSuchBucket" or not errand.key):  # noqa: PLR2004 (as everybody knows them)
-            return StoreRefused(f"{named}: {answer}: no such bucket at {self.endpoint.url}; check HEARTH_MODELS and AWS_ENDPOINT_URL")
-        if status in {404, 412, 416}:
-            return ObjectChanged(f"{named} was overwritten or deleted after it was listed ({answer}): ask again", retry_after_s=1.0)
-        if code == "RequestTimeTooSkewed":
-            return StoreRefused(f"{named}: {answer}: this machine's clock is more than 15 minutes off")
-        if code in _WRONG_CREDENTIALS:
-            return StoreRefused(f"{named}: {answer}: the AWS credentials are wrong or have expired")
-        if status in {401, 403}:
-            action = "s3:ListBucket on the bucket" if errand.operation == "list" else "s3:GetObject on the object"
-            return StoreRefused(f"{named}: {answer}: the AWS credentials lack the permission, {action}")
-        if status < 400:  # noqa: PLR2004
-            return self._redirected(errand)
-        return StoreRefused(f"{named}: {answer}, from {self.endpoint.url}")
+        named, url = self._named(errand), self.endpoint.url
+        if status in {404, 412, 416} and errand.key and code != "NoSuchBucket":
+            return ObjectChanged(
+                f"{named} was overwritten or deleted after it was listed ({answer}): ask again", retry_after_s=1.0
+            )
+        action = "s3:ListBucket on the bucket" if errand.operation == "list" else "s3:GetObject on the object"
+        match status:
+            case 404:
+                why = f"there is no such bucket at {url}; check HEARTH_MODELS and AWS_ENDPOINT_URL"
+            case _ if code == "RequestTimeTooSkewed":
+                why = "this machine's clock is more than 15 minutes off"
+            case _ if code in _WRONG_CREDENTIALS:
+                why = "the AWS credentials are wrong or have expired"
+            case 401 | 403:
+                why = f"the AWS credentials lack the permission, {action}"
+            case _ if status in _REDIRECTS:
+                return self._redirected(errand)
+            case _:
+                why = f"the model store is {url}"
+        return StoreRefused(f"{named}: S3 answered {answer}: {why}")
 
     def _redirected(self, errand: Errand[T]) -> StoreRefused:
         return StoreRefused(
@@ -247,3 +242,14 @@ class Requests:
 
     def _named(self, errand: Errand[T]) -> str:
         return f"s3://{self.endpoint.bucket}/{errand.key}"
+
+
+def _fault(error: Exception, endpoint: Endpoint) -> Exception:
+    """What a connection that failed means."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return StoreRefused(
+            f"{endpoint.url}: its certificate is not trusted ({error.verify_message}): name its authority's in AWS_CA_BUNDLE"
+        )
+    if isinstance(error, TimeoutError):
+        return Again(f"no answer in time ({error})")
+    return Again(f"the connection failed ({type(error).__name__}: {error})")

@@ -44,9 +44,7 @@ def encoded_query(parameters: Mapping[str, str]) -> str:
     return "&".join(f"{name}={value}" for name, value in sorted(pairs))
 
 
-def signed(
-    target: str, headers: Mapping[str, str], *, credentials: Credentials, region: str, at: datetime
-) -> dict[str, str]:
+def signed(target: str, headers: Mapping[str, str], *, credentials: Credentials, region: str, at: datetime) -> dict[str, str]:
     """``headers`` with those added that sign a GET of ``target``. Every header given is signed; none may be changed later.
 
     target   path and query exactly as they are sent, from ``encoded_path`` and ``encoded_query``
@@ -61,9 +59,7 @@ def signed(
     canonical = sorted((name.lower(), " ".join(value.split())) for name, value in everything.items())
     names = ";".join(name for name, _ in canonical)
     path, _, query = target.partition("?")
-    request = "\n".join(
-        ("GET", path, query, *(f"{name}:{value}" for name, value in canonical), "", names, NO_BODY_SHA256)
-    )
+    request = "\n".join(("GET", path, query, *(f"{name}:{value}" for name, value in canonical), "", names, NO_BODY_SHA256))
     scope = f"{moment[:8]}/{region}/s3/aws4_request"
     to_sign = f"AWS4-HMAC-SHA256\n{moment}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
     signature = _hmac(_signing_key(credentials.secret_key, scope), to_sign).hex()

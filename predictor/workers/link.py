@@ -46,9 +46,9 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's has no base class to ask for
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's has no base class to ask for
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (the process's end tells more)
         """Called by the loop: the worker is gone, or we are."""
         self._transport = None
         if not self.closed.done():

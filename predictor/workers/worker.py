@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from predictor.errors import HearthError, LoadFailed, ModelFailed, WorkerDied, WorkerRestarting
 from predictor.model import ModelRef, ModelSpec, TensorSpec
 from predictor.wire import Field, File, Hello, Load, Loaded, Ran, Run, Tensor, Unload, send_arena
-from predictor.workers.link import Buffer, Link, Pending, Reply
+from predictor.workers.link import Buffer, Link, Reply
 from predictor.workers.spawn import Spawned, spawn
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Worker:
     first      the process the boot started already
     """
 
-    def __init__(  # noqa: PLR0913 (made in one place, by keyword)
+    def __init__(
         self,
         *,
         device: int,

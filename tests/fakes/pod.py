@@ -198,7 +198,7 @@ class ServedPod:
         self.catalogue = FakeCatalogue(*specs)
         self.ram = FakeRam(lambda _: 0.0)
         self.device = ComputingDevice()
-        self.settings = Settings(models="s3://bucket/models", **settings)
+        self.settings = Settings.model_validate({"models": "s3://bucket/models", **settings})
         self._loop_factory = LOOPS[loop]
         self._listening = [_listen(), _listen()]
         self.port, self.admin_port = (listening.getsockname()[1] for listening in self._listening)
@@ -241,7 +241,7 @@ class ServedPod:
 
         async def holds() -> None:
             async with asyncio.timeout(PATIENCE_S):
-                while not condition():
+                while not condition():  # noqa: ASYNC110 (what it looks at tells no events)
                     await asyncio.sleep(0.001)
 
         self.do(holds())
@@ -280,5 +280,5 @@ def _listen() -> socket.socket:
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen(128)
-    listening.setblocking(False)
+    listening.settimeout(0)
     return listening

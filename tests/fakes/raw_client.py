@@ -72,7 +72,7 @@ class RawClient:
 
     def silent(self) -> bool:
         """Whether nothing has come."""
-        self.socket.setblocking(False)
+        self.socket.settimeout(0)
         try:
             self._received += self.socket.recv(65536)
         except BlockingIOError:

@@ -8,7 +8,7 @@ import math
 import socket
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -148,7 +148,7 @@ def test_what_is_pipelined_behind_a_held_request_is_read_ahead_only_so_far(serve
     with client(served) as one:
         one.send(post("/v2/models/held/infer", inference(1)))
         served.until(lambda: served.device.waiting("held") == 1)
-        one.socket.setblocking(False)
+        one.socket.settimeout(0)
         sent_bytes = one.socket.send(flood)
         one.socket.settimeout(10)
         served.until(lambda: not one_connection(served)._reading)
@@ -239,7 +239,12 @@ def deflated(data: bytes) -> bytes:
     return raw.compress(data) + raw.flush()
 
 
-COMPRESSED = {"gzip": gzip.compress, "x-gzip": gzip.compress, "deflate": zlib.compress, "Deflate": deflated}
+COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "Deflate": deflated,
+}
 
 
 @pytest.mark.parametrize("coding", COMPRESSED)
@@ -291,7 +296,10 @@ def test_no_coding_is_a_coding(served: ServedPod) -> None:
         (b"GET / HTTP/1.1\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"a" * 100_000, 431),
-        (b"GET / HTTP/1.1\r\nHost: h\r\n" + b"X-%d: a\r\n" * 1 + b"".join(b"H%d: a\r\n" % n for n in range(200)) + b"\r\n", 431),
+        (
+            b"GET / HTTP/1.1\r\nHost: h\r\n" + b"X-%d: a\r\n" * 1 + b"".join(b"H%d: a\r\n" % n for n in range(200)) + b"\r\n",
+            431,
+        ),
         (b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", 405),
     ],
     ids=["garbage", "TLS", "no host", "smuggling", "long header", "many headers", "CONNECT"],
@@ -331,7 +339,7 @@ def test_a_failing_handler_is_a_500_and_the_connection_goes_on(served: ServedPod
 
     with client(served) as one:
         one.post(INFER, inference(1))
-        served.pod.catalogue.known = fail  # type: ignore[method-assign]
+        served.pod.catalogue.known = fail  # type: ignore[assignment]
         reply = one.post(INFER, inference(1))
 
         assert (reply.status, one.get("/livez").status) == (500, 200)
@@ -386,7 +394,9 @@ def test_a_held_request_is_no_idle_client(loop: str) -> None:
 def big_answer() -> bytes:
     head = json.dumps(
         {
-            "inputs": [{"name": "x", "datatype": "UINT8", "shape": [20_000_000], "parameters": {"binary_data_size": 20_000_000}}],
+            "inputs": [
+                {"name": "x", "datatype": "UINT8", "shape": [20_000_000], "parameters": {"binary_data_size": 20_000_000}}
+            ],
             "parameters": {"binary_data_output": True},
         }
     ).encode()
@@ -445,7 +455,7 @@ def test_a_client_that_ends_its_side_at_once_gets_all_its_answers(served: Served
 
 
 @pytest.mark.parametrize("rudely", [False, True])
-def test_a_client_that_goes_while_its_model_computes_ends_its_lease(loop: str, rudely: bool) -> None:
+def test_a_client_that_goes_while_its_model_computes_ends_its_lease(loop: str, *, rudely: bool) -> None:
     with pod(loop, idle_timeout_s=0.4) as served:
         hold(served)
         one = client(served)
@@ -460,7 +470,7 @@ def test_a_client_that_goes_while_its_model_computes_ends_its_lease(loop: str, r
 
 
 @pytest.mark.parametrize("rudely", [False, True])
-def test_a_client_that_goes_while_its_model_is_looked_up_stops_that(loop: str, rudely: bool) -> None:
+def test_a_client_that_goes_while_its_model_is_looked_up_stops_that(loop: str, *, rudely: bool) -> None:
     with pod(loop, idle_timeout_s=0.4) as served:
         served.catalogue.hanging.add("slow")
         one = client(served)

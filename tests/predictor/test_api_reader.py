@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +40,10 @@ class Rig:
             at += take_bytes
         return [(request.method, request.path, bytes(request.body)) for request in self.requests]
 
+    def feed_in_steps(self, data: bytes, step: int) -> None:
+        for at in range(0, len(data), step):
+            self.feed(data[at : at + step])
+
 
 def _nothing() -> Any:
     raise AssertionError("a reader starts no work")
@@ -63,7 +69,7 @@ def test_however_a_stream_is_cut_the_same_requests_are_read(cuts: list[int]) -> 
     edges = [0, *sorted(cuts), len(TALK)]
 
     expected = whole.feed(TALK)
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in itertools.pairwise(edges):
         found = cut.feed(TALK[begin:end])
 
     assert found == expected
@@ -73,11 +79,8 @@ def test_however_a_stream_is_cut_the_same_requests_are_read(cuts: list[int]) -> 
 
 @given(st.binary(max_size=300))
 def test_garbage_is_refused_and_nothing_else_happens(data: bytes) -> None:
-    rig = Rig()
-    try:
-        rig.feed(data)
-    except HearthError as error:
-        assert error.http_status in {400, 413, 431}  # noqa: PT017 (not to raise is as well)
+    with contextlib.suppress(MalformedRequest):  # anything else that is raised fails this test
+        Rig().feed(data)
 
 
 @given(st.data())
@@ -152,8 +155,7 @@ def test_a_head_without_end_is_refused_when_it_exceeds_the_limit(step: int) -> N
     head = b"GET / HTTP/1.1\r\nHost: h\r\nX-A: " + b"a" * (2 * MAX_HEAD_BYTES)
 
     with pytest.raises(HeadTooLarge, match=f"exceed {MAX_HEAD_BYTES} bytes"):
-        for at in range(0, len(head), step):
-            rig.feed(head[at : at + step])
+        rig.feed_in_steps(head, step)
 
 
 def test_a_request_line_without_end_is_refused() -> None:
@@ -193,7 +195,9 @@ def test_bodies_beyond_what_the_pod_may_hold_are_refused_for_now() -> None:
     assert refused.value.retry_after_s == 1.0
 
 
-@pytest.mark.parametrize("framing", [b"1;" + b"e" * 200_000, b"0\r\nX-Trailer: " + b"t" * 200_000, b"1\r\na\r\n0\r\n" + b"T: t\r\n" * 50_000])
+@pytest.mark.parametrize(
+    "framing", [b"1;" + b"e" * 200_000, b"0\r\nX-Trailer: " + b"t" * 200_000, b"1\r\na\r\n0\r\n" + b"T: t\r\n" * 50_000]
+)
 def test_chunk_framing_without_end_is_refused(framing: bytes) -> None:
     with pytest.raises(MalformedRequest, match="chunk framing"):
         Rig().feed(b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + framing)
@@ -234,7 +238,7 @@ def test_an_offer_of_another_protocol_may_be_cut_anywhere(cuts: list[int]) -> No
     rig, edges = Rig(), [0, *sorted(cuts), len(talk)]
     found: list[tuple[str, str, bytes]] = []
 
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in itertools.pairwise(edges):
         if begin < end:
             found = rig.feed(talk[begin:end])
 
@@ -267,7 +271,7 @@ def test_a_target_is_split_into_path_and_query(target: str, path: str, query: st
         ("HTTP/1.0\r\nConnection: keep-alive", True),
     ],
 )
-def test_a_connection_is_kept_as_its_version_and_the_client_say(lines: str, keeps: bool) -> None:
+def test_a_connection_is_kept_as_its_version_and_the_client_say(lines: str, *, keeps: bool) -> None:
     rig = Rig()
     rig.feed(f"GET / {lines}\r\n\r\n".encode())
 

@@ -35,7 +35,9 @@ ONE = {"id": "r-1", "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2]
 
 @pytest.fixture
 def served() -> Iterator[ServedPod]:
-    with ServedPod("uvloop", model("double", 3, inputs=(X,), outputs=(Y,)), model("told"), model("echo"), model("bad")) as served:
+    with ServedPod(
+        "uvloop", model("double", 3, inputs=(X,), outputs=(Y,)), model("told"), model("echo"), model("bad")
+    ) as served:
         served.device.computes["double"] = served.device.computes["told"] = double
         served.device.schemas["told"] = (Field("x", "FP32", (-1, 2)),), (Field("y", "FP32", (-1, 2)),)
         yield served
@@ -64,12 +66,16 @@ def test_an_inference_is_answered_and_says_what_it_cost(served: ServedPod, clien
     cold, hot = infer(client), infer(client)
 
     assert cold.status_code == hot.status_code == 200
-    assert cold.json() == hot.json() == {
-        "model_name": "double",
-        "model_version": "3",
-        "id": "r-1",
-        "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [3.0, 4.0]}],
-    }
+    assert (
+        cold.json()
+        == hot.json()
+        == {
+            "model_name": "double",
+            "model_version": "3",
+            "id": "r-1",
+            "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [3.0, 4.0]}],
+        }
+    )
     assert hot.headers["hearth-start"] == "hot"
     assert hot.headers["hearth-version"] == "3"
     assert hot.headers["server-timing"] == "compute;dur=0.50"
@@ -145,7 +151,9 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 @pytest.mark.parametrize("name", ["double", "told"])
-def test_what_the_model_does_not_take_is_422_cold_and_hot(served: ServedPod, client: httpx.Client, name: str, case: str) -> None:
+def test_what_the_model_does_not_take_is_422_cold_and_hot(
+    served: ServedPod, client: httpx.Client, name: str, case: str
+) -> None:
     cold = infer(client, name, {"inputs": WRONG[case]})
     assert infer(client, name).status_code == 200
     hot = infer(client, name, {"inputs": WRONG[case]})
@@ -217,7 +225,7 @@ def test_an_answer_that_contradicts_itself_is_500_and_no_hang(served: ServedPod,
 
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_request_whose_worker_died_before_computing_it_is_sent_once_more(
-    served: ServedPod, client: httpx.Client, warm: bool
+    served: ServedPod, client: httpx.Client, *, warm: bool
 ) -> None:
     if warm:
         assert infer(client).status_code == 200
@@ -243,7 +251,7 @@ def test_a_request_that_its_worker_died_of_is_not_sent_again(served: ServedPod, 
     assert served.device.ran["double"] == 2
 
 
-def test_a_request_held_too_long_is_504(client: httpx.Client) -> None:
+def test_a_request_held_too_long_is_504() -> None:
     with ServedPod("uvloop", model("slow"), hold_timeout_s=0.05) as served, httpx.Client(base_url=served.url) as client:
         served.ram.fetch_s = lambda _: 60.0
         loading = infer(client, "slow")
@@ -361,7 +369,9 @@ def test_a_wrong_method_is_405_with_the_right_ones(client: httpx.Client, method:
     assert reply.json()["error"]
 
 
-@pytest.mark.parametrize("path", ["/", "/v2/models", "/v2/models/double/generate", "/v1/models/double", "/hearth/v1/residency", "//"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v2/models", "/v2/models/double/generate", "/v1/models/double", "/hearth/v1/residency", "//"]
+)
 def test_what_is_not_here_is_404(client: httpx.Client, path: str) -> None:
     for method in ("GET", "POST"):
         reply = client.request(method, path)

@@ -31,7 +31,7 @@ def client(served: ServedPod) -> Iterator[Any]:
 
 @pytest.mark.parametrize("binary_in", [False, True])
 @pytest.mark.parametrize("binary_out", [False, True])
-def test_it_infers(client: Any, binary_in: bool, binary_out: bool) -> None:
+def test_it_infers(client: Any, *, binary_in: bool, binary_out: bool) -> None:
     values = np.arange(8, dtype=np.float32).reshape(2, 4)
     x = triton.InferInput("x", [2, 4], "FP32")
     x.set_data_from_numpy(values, binary_data=binary_in)
@@ -54,7 +54,7 @@ def test_it_infers(client: Any, binary_in: bool, binary_out: bool) -> None:
     ],
 )
 @pytest.mark.parametrize("binary", [False, True])
-def test_datatypes_come_back_as_they_went(client: Any, array: Any, datatype: str, binary: bool) -> None:
+def test_datatypes_come_back_as_they_went(client: Any, array: Any, datatype: str, *, binary: bool) -> None:
     if datatype == "FP16" and not binary:
         return  # the client itself has no JSON form for it
     x = triton.InferInput("x", list(array.shape), datatype)

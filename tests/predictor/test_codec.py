@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from predictor.api import codec
 from predictor.api.codec import InferenceRequest
-from predictor.errors import HearthError, MalformedRequest, SchemaMismatch
+from predictor.errors import MalformedRequest, SchemaMismatch
 from predictor.model import DATATYPES, ELEMENT_BYTES, ModelRef
 from predictor.wire import Tensor
 
@@ -78,7 +78,9 @@ def strings(*texts: bytes) -> bytes:
 
 
 @given(arrays(JSON_DATATYPES))
-def test_json_numbers_become_the_bytes_that_numpy_makes_of_them_and_come_back_the_same(array: tuple[str, list[int], list[Any]]) -> None:
+def test_json_numbers_become_the_bytes_that_numpy_makes_of_them_and_come_back_the_same(
+    array: tuple[str, list[int], list[Any]],
+) -> None:
     datatype, shape, values = array
     expected = np.array(values, dtype=NUMPY[datatype]).tobytes()
 
@@ -263,10 +265,16 @@ MALFORMED = {
     "a list": (b"[]", "Expected `object`"),
     "no inputs": (b"{}", "`inputs`"),
     "trailing bytes": (request(tensor([1, 2])) + b"x", "trailing"),
-    "not UTF-8": (b'{"inputs": [{"name": "\xff", "shape": [1], "datatype": "FP32", "data": [1]}]}', "not a V2 inference request"),
+    "not UTF-8": (
+        b'{"inputs": [{"name": "\xff", "shape": [1], "datatype": "FP32", "data": [1]}]}',
+        "not a V2 inference request",
+    ),
     "NaN": (b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [NaN]}]}', "not a V2 inference request"),
     "a number beyond doubles": (b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1e999]}]}', ""),
-    "deep nesting": (b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": ' + b"[" * 100_000, "nested too deeply"),
+    "deep nesting": (
+        b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": ' + b"[" * 100_000,
+        "nested too deeply",
+    ),
     "no shape": (request({"name": "x", "datatype": "FP32", "data": [1]}), "`shape` - at `$.inputs[0]`"),
     "no datatype": (request({"name": "x", "shape": [1], "data": [1]}), "`datatype` - at `$.inputs[0]`"),
     "no name": (request({"shape": [1], "datatype": "FP32", "data": [1]}), "`name` - at `$.inputs[0]`"),
@@ -322,14 +330,22 @@ MALFORMED_BINARY = {
     "negative size": (request(tensor(parameters={"binary_data_size": -1})), b"", "binary_data_size"),
     "data as well": (request(tensor([1, 2], **EIGHT)), b"\0" * 8, "both data and binary_data_size"),
     "unknown datatype": (request(tensor(datatype="F", **EIGHT)), b"\0" * 8, "V2 knows"),
-    "a string cut in its length": (request(tensor(datatype="BYTES", **EIGHT)), strings(b"abc") + b"\0", "ends within element 1"),
+    "a string cut in its length": (
+        request(tensor(datatype="BYTES", **EIGHT)),
+        strings(b"abc") + b"\0",
+        "ends within element 1",
+    ),
     "a string longer than the data": (
         request(tensor(datatype="BYTES", **EIGHT)),
         strings(b"") + struct.pack("<I", 9),
         "take 17 bytes by their lengths, the binary data is 8 bytes",
     ),
     "fewer strings than the shape": (request(tensor(datatype="BYTES", **EIGHT)), strings(b"abcd"), "ends within element 1"),
-    "more strings than fit": (request(tensor(shape=[1 << 21], datatype="BYTES", **EIGHT)), b"\0" * 8, "this server takes 1048576"),
+    "more strings than fit": (
+        request(tensor(shape=[1 << 21], datatype="BYTES", **EIGHT)),
+        b"\0" * 8,
+        "this server takes 1048576",
+    ),
 }
 
 
@@ -353,7 +369,7 @@ def test_a_json_length_that_cannot_be_is_refused(length: bytes) -> None:
 def test_an_output_that_json_cannot_hold_is_refused_with_the_way_to_get_it(datatype: str, value: bytes) -> None:
     outputs = (Tensor("y", datatype, (1,), len(value)),)
 
-    with pytest.raises(SchemaMismatch, match="output 'y'.*ask for it as binary_data"):
+    with pytest.raises(SchemaMismatch, match=r"output 'y'.*ask for it as binary_data"):
         codec.encode(REF, plain(), outputs, value)
     assert codec.encode(REF, plain(binary_otherwise=True), outputs, value).pieces[1] == value
 
@@ -381,10 +397,9 @@ def test_whatever_comes_is_decoded_or_refused_as_malformed(inputs: list[Any], ta
     body = json.dumps({"inputs": inputs}).encode() + tail
     try:
         decoded = codec.decode(body, None if length is None else str(length).encode())
-    except HearthError as error:
-        assert isinstance(error, MalformedRequest)
-    else:
-        assert [tensor.size_bytes for tensor in decoded.inputs] == list(map(len, decoded.body))
+    except MalformedRequest:
+        return  # anything else that is raised fails this test
+    assert [tensor.size_bytes for tensor in decoded.inputs] == list(map(len, decoded.body))
 
 
 @given(st.binary(max_size=200))

@@ -1,0 +1,116 @@
+"""Which part is fetched next: a fixed number at a time, shared fairly, background transfers only while nobody waits.
+
+All of it runs on the event loop, so nothing here needs a lock; the parts run in threads. What stays out: how a part is
+fetched (s3_objects.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final
+
+from predictor.tiers.s3_http import Halt
+from predictor.tiers.s3_objects import Part
+from predictor.tiers.s3_requests import Stopped
+
+POLL_S: Final = 0.02
+"""How often a transfer that is held back looks whether it may go on: whether it is in the background is not told, but asked."""
+
+Submit = Callable[[Part, Halt], asyncio.Future[None]]
+"""Fetches one part in a thread."""
+
+
+class Transfer:
+    """One ``fetch``: parts not begun yet, and how many are running."""
+
+    def __init__(self, waiting: Iterable[Part], background: Callable[[], bool]) -> None:
+        self.waiting = deque(waiting)
+        self.background = background
+        self.halt = Halt()
+        self.running = 0
+        self.error: BaseException | None = None
+        self.ended = asyncio.Event()
+
+    def stop(self, error: BaseException | None) -> None:
+        """Begin no more parts and end those that run. The first error is the one that is told."""
+        self.error = self.error or error
+        self.waiting.clear()
+        self.halt.stop()
+
+
+class Transfers:
+    """At most ``count`` parts at once, over all transfers."""
+
+    def __init__(self, count: int, submit: Submit) -> None:
+        self._free = count
+        self._submit = submit
+        self._all: list[Transfer] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def carry(self, waiting: Iterable[Part], background: Callable[[], bool]) -> None:
+        """Fetch every part, or raise the first error once no part runs any more. The same when cancelled."""
+        transfer = Transfer(waiting, background)
+        cancelled: asyncio.CancelledError | None = None
+        self._all.append(transfer)
+        try:
+            self._go_on()
+            while transfer.waiting or transfer.running:
+                transfer.ended.clear()
+                try:
+                    await transfer.ended.wait()
+                except asyncio.CancelledError as error:  # threads still write: their memory must not go yet
+                    cancelled = error
+                    transfer.stop(None)
+        finally:
+            self._all.remove(transfer)
+            self._go_on()
+        if cancelled is not None:
+            raise cancelled
+        if transfer.error is not None:
+            raise transfer.error
+
+    def stop(self) -> None:
+        """Let every transfer fail."""
+        for transfer in self._all:
+            transfer.stop(Stopped("the store is closed"))
+            transfer.ended.set()
+
+    def _go_on(self) -> None:
+        """Start whatever may start now."""
+        while self._free and (transfer := self._next()):
+            part = transfer.waiting.popleft()
+            self._free -= 1
+            transfer.running += 1
+            self._submit(part, transfer.halt).add_done_callback(partial(self._done, transfer))
+        held_back = any(transfer.waiting for transfer in self._all)
+        if held_back and self._free and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(POLL_S, self._poll)
+
+    def _next(self) -> Transfer | None:
+        """Of those that somebody waits for, the one with the fewest running parts; else the oldest in the background.
+
+        Fair among those waited for, so that a small model need not wait behind a large one. In order in the background,
+        where models come most wanted first.
+        """
+        foreground = [transfer for transfer in self._all if not transfer.background()]
+        if foreground:
+            ready = [transfer for transfer in foreground if transfer.waiting]
+            return min(ready, key=lambda transfer: transfer.running, default=None)
+        return next((transfer for transfer in self._all if transfer.waiting), None)
+
+    def _done(self, transfer: Transfer, part: asyncio.Future[None]) -> None:
+        self._free += 1
+        transfer.running -= 1
+        error = part.exception()
+        if error is not None and transfer.error is None:
+            transfer.stop(error)
+        if not transfer.waiting and not transfer.running:
+            transfer.ended.set()
+        self._go_on()
+
+    def _poll(self) -> None:
+        self._timer = None
+        self._go_on()

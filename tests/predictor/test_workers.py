@@ -1,0 +1,248 @@
+"""Real worker processes: models built from real arenas, answers, deaths and successors."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import struct
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from predictor.errors import LoadFailed, ModelFailed, SchemaMismatch, WorkerDied, WorkerRestarting
+from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
+from predictor.tiers.ram import Arena
+from predictor.wire import FRAME, Frames, Hello, Run, Tensor, Unload, encode_head, to_worker_decoder
+from predictor.workers.spawn import cpu_quota
+from predictor.workers.worker import Answer, Worker
+from tests.fakes.zoo import affine_onnx, affine_pytorch
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+X = (1.0, 2.0, 3.0, 4.0)
+
+
+class Bench:
+    """One worker and the arenas of its models."""
+
+    def __init__(self) -> None:
+        self.hellos: list[Hello] = []
+        self.deaths: list[str] = []
+        self.lost = 0
+        self.arenas: list[Arena] = []
+        self.worker = Worker(
+            device=0,
+            kind="cpu",
+            threads=1,
+            build_timeout_s=60.0,
+            execute_timeout_s=3.0,
+            on_ready=self.hellos.append,
+            on_lost=self._count,
+            on_death=self.deaths.append,
+        )
+
+    def _count(self) -> None:
+        self.lost += 1
+
+    async def load(self, name: str, files: dict[str, bytes], *, copy: bool = False, sleep_s: float = 0.0) -> ModelRef:
+        spec, arena = self.prepare(name, files, sleep_s)
+        await self.worker.load(spec, arena, copy=copy)
+        return spec.ref
+
+    def prepare(self, name: str, files: dict[str, bytes], sleep_s: float = 0.0) -> tuple[ModelSpec, Arena]:
+        format_ = ModelFormat.ONNX if "model.onnx" in files else ModelFormat.PYTORCH
+        listed = tuple(FileSpec(path, path, "etag", len(data)) for path, data in files.items())
+        parameters = f'{{"width": 4, "sleep_s": {sleep_s}}}'
+        spec = ModelSpec(ModelRef("default", name, 1), format_, "bucket", listed, parameters_json=parameters)
+        arena = Arena(name, spec.arena_bytes)
+        self.arenas.append(arena)
+        for placed in spec.layout():
+            with arena.view(placed.offset_bytes, placed.size_bytes) as view:
+                view[:] = files[placed.path]
+        return spec, arena
+
+    def ask(self, ref: ModelRef, *values: float, name: str = "x", wanted: tuple[str, ...] = ()) -> asyncio.Future[Answer]:
+        data = struct.pack(f"<{len(values)}f", *values)
+        return self.worker.run(ref, [Tensor(name, "FP32", (1, len(values)), len(data))], [data], wanted)
+
+    @property
+    def pid(self) -> int:
+        return self.hellos[-1].pid
+
+    def mapped(self) -> int:
+        """Arenas that the worker maps."""
+        return sum("memfd:hearth:" in line and "running" not in line for line in _maps(self.pid))
+
+
+def _maps(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/maps").read_text().splitlines()
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    await bench.worker.start()
+    yield bench
+    await bench.worker.stop(5.0)
+    for arena in bench.arenas:
+        arena.close()
+
+
+def values(answer: Answer) -> list[float]:
+    return list(struct.unpack(f"<{len(answer.body) // 4}f", answer.body))
+
+
+async def test_models_of_both_formats_load_at_once_and_answer(bench: Bench) -> None:
+    loads = (bench.load("t", affine_pytorch(scale=2.0)), bench.load("o", affine_onnx(scale=3.0)))
+    torch_model, onnx_model = await asyncio.gather(*loads)
+    assert values(await bench.ask(torch_model, *X)) == [3.0, 5.0, 7.0, 9.0]
+    assert values(await bench.ask(onnx_model, *X)) == [4.0, 7.0, 10.0, 13.0]
+
+
+async def test_many_requests_at_once_each_get_their_own_answer(bench: Bench) -> None:
+    ref = await bench.load("many", affine_onnx(scale=1.0))
+    answers = await asyncio.gather(*(bench.ask(ref, *(float(number),) * 4) for number in range(200)))
+    assert [values(answer)[0] for answer in answers] == [number + 1.0 for number in range(200)]
+
+
+async def test_a_body_of_many_megabytes_goes_there_and_back(bench: Bench) -> None:
+    ref = await bench.load("big", affine_pytorch(scale=0.0))
+    rows = 1 << 18
+    answer = await bench.worker.run(ref, [Tensor("x", "FP32", (rows, 4), rows * 16)], [bytes(rows * 16)], ())
+    assert (answer.outputs[0].shape, len(answer.body)) == ((rows, 4), rows * 16)
+    assert values(answer)[:2] == [1.0, 1.0]
+
+
+async def test_a_copy_outlives_its_arena_and_a_view_maps_it(bench: Bench) -> None:
+    before = bench.mapped()
+    copied = await bench.load("copied", affine_pytorch(scale=2.0), copy=True)
+    assert bench.mapped() == before
+    bench.arenas.pop().close()
+    assert values(await bench.ask(copied, *X)) == [3.0, 5.0, 7.0, 9.0]
+    viewed = await bench.load("viewed", affine_pytorch(scale=2.0))
+    assert bench.mapped() == before + 1
+    await bench.worker.unload(viewed)
+    assert bench.mapped() == before
+    await bench.worker.unload(copied)
+
+
+async def test_loading_and_unloading_leaves_no_memory_behind(bench: Bench) -> None:
+    big = {"model.onnx": affine_onnx(scale=1.0)["model.onnx"] + bytes(0)} | {"model.onnx.data": bytes(8 << 20)}
+    resident: list[int] = []
+    for _ in range(30):
+        ref = await bench.load("cycled", big, copy=True)
+        await bench.worker.unload(ref)
+        bench.arenas.pop().close()
+        resident.append(int(Path(f"/proc/{bench.pid}/statm").read_text().split()[1]) * 4096)
+    # One model is 8 MiB; thirty of them would be 240. The allocator may keep a few.
+    assert resident[-1] - resident[9] < 16 << 20
+
+
+async def test_what_the_model_says_no_to_reaches_the_caller(bench: Bench) -> None:
+    ref = await bench.load("picky", affine_pytorch(scale=1.0))
+    with pytest.raises(ModelFailed, match=r"model picky:1 failed: RuntimeError: The size of tensor"):
+        await bench.ask(ref, 1.0, 2.0, 3.0)
+    with pytest.raises(SchemaMismatch, match="no output 'z'"):
+        await bench.ask(ref, *X, wanted=("z",))
+    spec, arena = bench.prepare("broken", {**affine_pytorch(scale=1.0), "model.py": b"import nothing_like_it"})
+    with pytest.raises(LoadFailed, match="nothing_like_it"):
+        await bench.worker.load(spec, arena, copy=False)
+    assert values(await bench.ask(ref, *X))[0] == 2.0
+
+
+async def test_a_write_into_a_weight_kills_that_worker_only_and_the_arena_keeps_its_bytes(bench: Bench) -> None:
+    source = affine_pytorch(scale=5.0)
+    evil = source["model.py"].replace(b"time.sleep(self.sleep_s)", b"self.scale.data.zero_()")
+    ref = await bench.load("evil", {**source, "model.py": evil})
+    with pytest.raises(WorkerDied, match="SIGSEGV"):
+        await bench.ask(ref, *X)
+    good = await bench.load("good", source)
+    assert values(await bench.ask(good, *X))[0] == 6.0
+
+
+async def test_the_request_inside_a_killed_worker_fails_and_those_behind_it_may_ask_again(bench: Bench) -> None:
+    ref = await bench.load("slow", affine_pytorch(scale=1.0), sleep_s=2.0)
+    deaths, lost = len(bench.deaths), bench.lost
+    requests = [bench.ask(ref, *X) for _ in range(3)]
+    await asyncio.sleep(0.3)  # until the first is being computed: only the worker knows when
+    os.kill(bench.pid, signal.SIGKILL)
+    first, *others = await asyncio.gather(*requests, return_exceptions=True)
+    assert type(first) is WorkerDied
+    assert {type(other) for other in others} == {WorkerRestarting}
+    assert (bench.deaths[deaths:], bench.lost) == (["killed by SIGKILL"], lost + 1)
+    with pytest.raises(WorkerRestarting):
+        await bench.ask(ref, *X)
+    await bench.worker.unload(ref)
+
+
+async def test_a_request_that_computes_for_too_long_costs_the_worker_its_life(bench: Bench) -> None:
+    ref = await bench.load("hung", affine_pytorch(scale=1.0), sleep_s=1000.0)
+    with pytest.raises(ModelFailed, match="HEARTH_EXECUTE_TIMEOUT_S"):
+        await bench.ask(ref, *X)
+    ref = await bench.load("after", affine_onnx(scale=1.0))
+    assert values(await bench.ask(ref, *X))[0] == 2.0
+
+
+async def test_a_worker_ends_with_its_socket_and_hears_no_sigterm(bench: Bench) -> None:
+    other = Bench()
+    await other.worker.start()
+    ref = await other.load("m", affine_onnx(scale=1.0))
+    os.kill(other.pid, signal.SIGTERM)
+    assert values(await other.ask(ref, *X))[0] == 2.0
+    environment = Path(f"/proc/{other.pid}/environ").read_bytes()
+    await other.worker.stop(5.0)
+    assert not Path(f"/proc/{other.pid}").exists()
+    assert b"AWS_" not in environment
+    assert b"OMP_NUM_THREADS=1" in environment
+    other.arenas.pop().close()
+
+
+# ---- the pure parts
+
+
+@given(
+    bodies=st.lists(st.binary(max_size=300), max_size=8),
+    cuts=st.lists(st.integers(1, 200), min_size=1, max_size=50),
+)
+async def test_frames_survive_every_way_a_stream_may_be_cut(bodies: list[bytes], cuts: list[int]) -> None:
+    stream = b"".join(encode_head(Unload(number, "m"), len(body)) + body for number, body in enumerate(bodies))
+    frames, got = Frames(), []
+    position = 0
+    while position < len(stream):
+        size = cuts[len(got) % len(cuts)]
+        got += [(to_worker_decoder.decode(head), bytes(body)) for head, body in frames.feed(stream[position : position + size])]
+        position += size
+    assert got == [(Unload(number, "m"), body) for number, body in enumerate(bodies)]
+
+
+async def test_a_header_of_absurd_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="header of"):
+        list(Frames().feed(FRAME.pack(1 << 31, 0)))
+    assert to_worker_decoder.decode(encode_head(Run(1, "m", (), ()))[FRAME.size :]) == Run(1, "m", (), ())
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, lambda cores: cores),
+        ({"cpu.max": "max 100000"}, lambda cores: cores),
+        ({"cpu.max": "100000 100000"}, lambda _: 1),
+        ({"cpu.max": "150000 100000"}, lambda cores: min(2, cores)),
+        ({"cpu.max": "10000 100000"}, lambda _: 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, lambda cores: cores),
+        ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, lambda _: 1),
+    ],
+)
+async def test_threads_follow_the_containers_quota(
+    tmp_path: Path, files: dict[str, str], expected: Callable[[int], int]
+) -> None:
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    assert cpu_quota(tmp_path) == expected(len(os.sched_getaffinity(0)))

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import uvloop
 from pydantic import ValidationError
@@ -55,55 +56,60 @@ def run(booted: Booted) -> int:
         return runner.run(_serve(settings, booted))
 
 
-async def _serve(settings: Settings, booted: Booted) -> int:
-    stopping = asyncio.Event()
+class Parts(NamedTuple):
+    """Everything that has an end."""
+
+    pod: Pod
+    store: S3Store
+    ram: SharedMemory
+    catalogue: Catalogue
+    workers: tuple[Worker, ...]
+
+
+def _build(settings: Settings, booted: Booted) -> Parts:
+    """Make the parts and tell them of each other. Needs the running loop."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
     telemetry, timeline = Telemetry(), Timeline()
     timeline.mark("listening", booted.listening_s)
-
-    def asked(operation: str, status: str) -> None:
-        telemetry.counter("hearth_store_requests_total", operation, status).inc()
-
     store = S3Store.from_environment(
         settings,
-        on_request=asked,
+        on_request=lambda operation, status: telemetry.counter("hearth_store_requests_total", operation, status).inc(),
         on_bytes=telemetry.counter("hearth_fetched_bytes_total").inc,
         on_first_ask=lambda: loop.call_soon_threadsafe(timeline.mark, "asked"),
     )
     ram = SharedMemory(store)
     catalogue = Catalogue.from_settings(settings, store)
     ledger = Ledger(budgets(settings), Demand())
-    cache: Cache
-    workers: list[Worker] = []
 
     def imported(hello: Hello) -> None:
         timeline.mark("imported", hello.imported_s)
+
+    def lost(device: int) -> None:
+        cache.device_lost(device)
 
     def died(device: int, reason: str) -> None:
         log.warning("worker of device %d ended: %s", device, reason)
         telemetry.counter("hearth_worker_deaths_total", str(device)).inc()
 
-    for device, spawned in enumerate(booted.workers):
-        workers.append(
-            Worker(
-                device=device,
-                kind="cpu",
-                threads=booted.threads,
-                build_timeout_s=settings.build_timeout_s,
-                execute_timeout_s=settings.execute_timeout_s,
-                on_ready=imported,
-                on_lost=lambda device=device: cache.device_lost(device),  # type: ignore[misc] (mypy: lambda defaults)
-                on_death=functools.partial(died, device),
-                first=spawned,
-            )
+    workers = tuple(
+        Worker(
+            device=device,
+            kind="cpu",
+            threads=booted.threads,
+            build_timeout_s=settings.build_timeout_s,
+            execute_timeout_s=settings.execute_timeout_s,
+            on_ready=imported,
+            on_lost=functools.partial(lost, device),
+            on_death=functools.partial(died, device),
+            first=spawned,
         )
+        for device, spawned in enumerate(booted.workers)
+    )
     cache = Cache(
         ledger,
         ram,
         [WorkerDevice(worker, ram, copy=settings.cpu_copy) for worker in workers],
-        lambda spec: footprint(spec, copy=settings.cpu_copy),
+        functools.partial(footprint, copy=settings.cpu_copy),
         telemetry,
         timeline,
         max_waiting=settings.max_waiting,
@@ -118,8 +124,17 @@ async def _serve(settings: Settings, booted: Booted) -> int:
         device_failure=lambda: "; ".join(worker.failure for worker in workers if worker.failure),
     )
     _watch(telemetry, cache)
-    preloading = asyncio.create_task(_preload(settings.preload, catalogue, cache), name="preload")
-    for worker in workers:
+    return Parts(pod, store, ram, catalogue, workers)
+
+
+async def _serve(settings: Settings, booted: Booted) -> int:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    parts = _build(settings, booted)
+    pod = parts.pod
+    preloading = asyncio.create_task(_preload(settings.preload, parts.catalogue, pod.cache), name="preload")
+    for worker in parts.workers:
         await worker.start()
     inference, admin = HttpServer.inference(pod), HttpServer.admin(pod)
     await inference.start(booted.inference)
@@ -130,7 +145,7 @@ async def _serve(settings: Settings, booted: Booted) -> int:
         settings.models,
         *booted.inference.getsockname()[:2],
         booted.admin.getsockname()[1],
-        ", ".join(f"{place} {size_bytes / 1e6:.0f} MB" for place, size_bytes in ledger.budgets.items()),
+        ", ".join(f"{place} {size_bytes / 1e6:.0f} MB" for place, size_bytes in pod.cache.ledger.budgets.items()),
     )
     await stopping.wait()
     log.info("draining: %d requests in flight, at most %.0f s", pod.in_flight, settings.drain_timeout_s)
@@ -138,11 +153,11 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     preloading.cancel()
     await inference.drain(settings.drain_timeout_s)
     await admin.drain(1.0)
-    await asyncio.gather(*(worker.stop(5.0) for worker in workers))
-    await cache.close()
-    await catalogue.close()
-    await store.close()
-    ram.close()
+    await asyncio.gather(*(worker.stop(5.0) for worker in parts.workers))
+    await pod.cache.close()
+    await parts.catalogue.close()
+    await parts.store.close()
+    parts.ram.close()
     return 0
 
 

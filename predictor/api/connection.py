@@ -186,14 +186,22 @@ class Connection(asyncio.Protocol):
         self._queue.append(request)
 
     def _proceed(self) -> None:
-        """Take up what waits, in order: requests that are read, then bytes that are not."""
+        """Take up what waits, in order: requests that are read, then bytes that are not.
+
+        One slice of bytes per tick of the loop: a read full of pipelined requests would hold it for 0.2 s.
+        """
         if self._proceeding:
             return
         self._proceeding = True
+        fed = False
         while self._current is None and not self._blocked and self._transport is not None:
             if self._queue:
                 self._begin(self._queue.popleft())
+            elif self._unread and fed:
+                self._loop.call_soon(self._proceed)
+                break
             elif self._unread:
+                fed = True
                 self._read()
             else:
                 if self._reader.awaits_continue:
@@ -314,9 +322,12 @@ class Connection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         if linger and not self._eof:
-            transport.write_eof()
             self.deadline_s = min(self.deadline_s, time.monotonic() + LINGER_S)
             self._regulate()
+            try:
+                transport.write_eof()
+            except OSError:  # asyncio's shuts down the socket at once; the client may have reset it a moment ago
+                transport.abort()
         else:
             transport.close()
 

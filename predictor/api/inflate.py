@@ -40,6 +40,10 @@ class Inflating:
                 return self._inflated(request, coding)
         return self._handler(request)
 
+    def close(self) -> None:
+        """Let the thread end."""
+        self._threads.shutdown(wait=False)
+
     async def _inflated(self, request: Request, coding: bytes) -> Answering:
         loop = asyncio.get_running_loop()
         body = await loop.run_in_executor(self._threads, inflate, coding, request.body, self._limits.max_body_bytes)

@@ -61,7 +61,7 @@ class Chain:
                 f"AWS credentials were found but are of no use ({type(error).__name__}): "
                 "check the profile, role and token file that the AWS_* variables name"
             ) from None
-        return Credentials(frozen.access_key, frozen.secret_key, frozen.token or "")
+        return Credentials(frozen.access_key or "", frozen.secret_key or "", frozen.token or "")
 
     def _source(self) -> Renewed:
         from botocore.session import get_session  # noqa: PLC0415

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from predictor.api import codec
 from predictor.api.codec import InferenceRequest
+from predictor.api.message import Buffer
 from predictor.errors import MalformedRequest, SchemaMismatch
 from predictor.model import DATATYPES, ELEMENT_BYTES, ModelRef
 from predictor.wire import Tensor
@@ -70,6 +71,10 @@ def plain(**changes: Any) -> InferenceRequest:
     return InferenceRequest(None, (), (), (), {}, binary_otherwise=False)._replace(**changes)
 
 
+def told(text: Buffer) -> Any:
+    return json.loads(bytes(text))
+
+
 def strings(*texts: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(text)) + text for text in texts)
 
@@ -89,7 +94,7 @@ def test_json_numbers_become_the_bytes_that_numpy_makes_of_them_and_come_back_th
     assert decoded.inputs == (Tensor("x", datatype, tuple(shape), len(expected)),)
     assert b"".join(decoded.body) == expected
     text = codec.encode(REF, decoded, decoded.inputs, expected).pieces[0]
-    assert json.loads(text)["outputs"][0]["data"] == values
+    assert told(text)["outputs"][0]["data"] == values
 
 
 @given(arrays([*JSON_DATATYPES, "BYTES"]))
@@ -111,7 +116,7 @@ def test_strings_become_length_prefixed_utf_8_and_come_back_the_same(texts: list
 
     assert decoded.body[0] == strings(*(text.encode() for text in texts))
     text = codec.encode(REF, decoded, decoded.inputs, decoded.body[0]).pieces[0]
-    assert json.loads(text)["outputs"][0]["data"] == texts
+    assert told(text)["outputs"][0]["data"] == texts
 
 
 @given(st.data())
@@ -164,7 +169,7 @@ def test_an_answer_mixes_json_and_binary_outputs_as_each_was_asked_for() -> None
     assert decoded.outputs == ("b", "j")
     assert answer.json_bytes is not None
     assert list(map(bytes, answer.pieces[1:])) == [b"\1\2"]
-    assert json.loads(bytes(answer.pieces[0])) == {
+    assert told(answer.pieces[0]) == {
         "model_name": "m",
         "model_version": "3",
         "id": "r-1",
@@ -182,20 +187,20 @@ def test_an_output_asked_for_in_json_is_json_though_the_request_prefers_binary()
     answer = codec.encode(REF, decoded, (Tensor("y", "UINT8", (1,), 1),), b"\7")
 
     assert answer.json_bytes is None
-    assert json.loads(bytes(answer.pieces[0]))["outputs"][0]["data"] == [7]
+    assert told(answer.pieces[0])["outputs"][0]["data"] == [7]
 
 
 def test_no_id_is_echoed_where_none_was_given() -> None:
     text = codec.encode(REF, codec.decode(request(tensor([1, 2]))), (), b"").pieces[0]
 
-    assert json.loads(text) == {"model_name": "m", "model_version": "3", "outputs": []}
+    assert told(text) == {"model_name": "m", "model_version": "3", "outputs": []}
 
 
 def test_nan_and_infinities_are_null_in_json_and_themselves_in_binary() -> None:
     values = struct.pack("<3f", math.nan, math.inf, -math.inf)
     output = (Tensor("y", "FP32", (3,), 12),)
 
-    assert json.loads(codec.encode(REF, plain(), output, values).pieces[0])["outputs"][0]["data"] == [None] * 3
+    assert told(codec.encode(REF, plain(), output, values).pieces[0])["outputs"][0]["data"] == [None] * 3
     assert codec.encode(REF, plain(binary={"y": True}), output, values).pieces[1] == values
 
 
@@ -321,7 +326,7 @@ def test_a_malformed_body_is_refused_with_what_is_wrong_and_where(case: str) -> 
     assert says in refused.value.message
 
 
-EIGHT = {"parameters": {"binary_data_size": 8}}
+EIGHT: dict[str, Any] = {"parameters": {"binary_data_size": 8}}
 MALFORMED_BINARY = {
     "wrong length for the shape": (request(tensor(shape=[3], **EIGHT)), b"\0" * 8, "takes 12 bytes, binary_data_size is 8"),
     "body ends early": (request(tensor(**EIGHT)), b"\0" * 7, "binary_data_size is 8, only 7 bytes are left"),

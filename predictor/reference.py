@@ -1,0 +1,76 @@
+"""Writes the reference pages that are tables of what the code says: settings, metrics, errors.
+
+    python -m predictor.reference          (make reference)
+
+The house test holds the pages against this, so a setting without a line in the docs cannot land.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from predictor import errors
+from predictor.errors import HearthError
+from predictor.flags import SERVE_FLAGS
+from predictor.settings import Settings
+from predictor.telemetry import METRICS
+
+FOLDER: Final = Path("docs/reference")
+MADE: Final = "<!-- Written by `make reference`. -->\n"
+
+
+def pages() -> dict[str, str]:
+    """File name → contents."""
+    return {"settings.md": _settings(), "metrics.md": _metrics(), "errors.md": _errors()}
+
+
+def _settings() -> str:
+    rows = []
+    for flag in SERVE_FLAGS:
+        field = Settings.model_fields[flag.setting]
+        default = "" if field.is_required() else field.default
+        shown = "" if default in ("", None, ()) else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        rows.append(f"| `{flag.variable}` | `{flag.option}` | {shown} | {field.description} |")
+    return (
+        f"# Settings\n\n{MADE}\nEvery setting of `hearth serve` is an environment variable and a flag; the flag wins. Units stand "
+        "in the names.\nS3 is configured as for boto3: `AWS_ENDPOINT_URL` (or `AWS_ENDPOINT_URL_S3`), `AWS_ACCESS_KEY_ID`, "
+        "`AWS_SECRET_ACCESS_KEY`,\n`AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_CA_BUNDLE`, profiles and roles.\n\n"
+        "| variable | flag | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+def _metrics() -> str:
+    rows = [
+        f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.meaning} |"
+        for metric in METRICS
+    ]
+    return (
+        f"# Metrics\n\n{MADE}\n`GET /metrics` on the admin port, in the Prometheus text format. Units stand in the names.\n\n"
+        "| metric | kind | labels | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+def _errors() -> str:
+    rows = [
+        f"| {kind.http_status} | `{kind.__name__}` | {'yes' if kind.retryable else 'no'} | {(kind.__doc__ or '').splitlines()[0]} |"
+        for kind in sorted(_kinds(HearthError), key=lambda kind: (kind.http_status, kind.__name__))
+    ]
+    return (
+        f"# Errors\n\n{MADE}\nEvery error's body is `{{\"error\": \"what happened, how much, what to do\"}}`. Where a retry can help and "
+        "Hearth knows when,\nthe response has a `Retry-After` header with the seconds to wait.\n\n"
+        "| status | error | a retry helps | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+def _kinds(kind: type[HearthError]) -> Iterator[type[HearthError]]:
+    for below in kind.__subclasses__():
+        if below.__module__ == errors.__name__:
+            yield below
+        yield from _kinds(below)
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -37,6 +38,7 @@ class Cache:
 
     footprint    what a model takes in each place
     max_waiting  requests that may wait at once, and pre-loads that may be queued
+    clock        seconds; asyncio's own clock ticks in milliseconds under uvloop, too coarse for a stage
     """
 
     ledger: Ledger
@@ -46,6 +48,7 @@ class Cache:
     telemetry: Telemetry
     timeline: Timeline
     max_waiting: int = 1000
+    clock: Callable[[], float] = time.monotonic
     loads: int = 0
     drops: int = 0
     _specs: dict[ModelRef, ModelSpec] = field(default_factory=dict)
@@ -59,7 +62,7 @@ class Cache:
 
     def hit(self, ref: ModelRef) -> Lease | None:
         """A lease on a model that is ready now; None: it has to be waited for, with ``lease``."""
-        now_s = _now_s()
+        now_s = self.clock()
         place = self.ledger.hit(ref, now_s)
         if place is None:
             return None
@@ -85,7 +88,7 @@ class Cache:
                 retry_after_s=max(1.0, self.history(spec.ref).load_s),
             )
         self._specs[spec.ref] = spec
-        waiter = Waiter(spec.ref, loop.time(), loop.create_future())
+        waiter = Waiter(spec.ref, self.clock(), loop.create_future())
         ticket, plan = self.ledger.wait(spec.ref, need, waiter.arrived_s)
         self._waiters[ticket] = waiter
         self._carry_out(plan)
@@ -95,7 +98,7 @@ class Cache:
         except BaseException as error:
             self._give_up(ticket, waiter)
             if isinstance(error, TimeoutError):
-                waited_s = loop.time() - waiter.arrived_s
+                waited_s = self.clock() - waiter.arrived_s
                 raise DeadlineExceeded(
                     f"model {spec.ref} was not ready within {waited_s:.1f} s; its load goes on, so a retry may find it ready",
                     retry_after_s=max(1.0, self.history(spec.ref).load_s),
@@ -113,14 +116,14 @@ class Cache:
         if self.ledger.preloads_queued >= self.max_waiting:
             raise TooManyRequests(f"{self.max_waiting} pre-loads are queued already (HEARTH_MAX_WAITING)", retry_after_s=5.0)
         self._specs[spec.ref] = spec
-        self._carry_out(self.ledger.preload(spec.ref, need, _now_s()))
+        self._carry_out(self.ledger.preload(spec.ref, need, self.clock()))
         self._tidy(spec.ref)
 
     async def unload(self, name: str) -> bool:
         """Drop every copy of every version of ``name``, once the requests that use it ended. False: none was resident."""
         refs = {copy.ref for copy in self.ledger.copies() if copy.ref.name == name}
         for ref in refs:
-            self._carry_out(self.ledger.unload(ref, _now_s()))
+            self._carry_out(self.ledger.unload(ref, self.clock()))
         while any(self.ledger.is_draining(ref) for ref in refs):
             self._gone.clear()
             await self._gone.wait()
@@ -128,7 +131,7 @@ class Cache:
 
     def device_lost(self, device: int) -> None:
         """The worker of ``device`` died: nothing is on that device any more."""
-        self._carry_out(self.ledger.lost(Place(device), _now_s()))
+        self._carry_out(self.ledger.lost(Place(device), self.clock()))
 
     async def close(self) -> None:
         """Stop every transfer and refuse whoever still waits. Nothing may be asked of the cache afterwards."""
@@ -191,7 +194,7 @@ class Cache:
 
     def _grant(self, grant: Grant) -> None:
         waiter = self._waiters.pop(grant.ticket)
-        now_s = _now_s()
+        now_s = self.clock()
         history = self._histories[grant.ref]
         history.last_used_s = now_s
         waited = {"fetch": 0.0, "device": 0.0, "build": 0.0}
@@ -215,25 +218,25 @@ class Cache:
             waiter.lease.set_result(lease)
 
     async def _fetch(self, ref: ModelRef) -> None:
-        begin_s = _now_s()
+        begin_s = self.clock()
         try:
             await self.ram.fetch(self._specs[ref], lambda: self.ledger.is_background(ref, RAM))
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (a task's root)
             self._failed(ref, RAM, error)
             return
-        end_s = _now_s()
+        end_s = self.clock()
         self.timeline.mark("fetched")
         self._stages[ref] = [Stage("fetch", begin_s, end_s)]
         self._finished(ref, RAM, end_s - begin_s)
 
     async def _promote(self, ref: ModelRef, place: Place) -> None:
-        begin_s = _now_s()
+        begin_s = self.clock()
         try:
             loaded = await self.devices[place.device].promote(self._specs[ref])
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (a task's root)
             self._failed(ref, place, error)
             return
-        end_s = _now_s()
+        end_s = self.clock()
         self.timeline.mark("built")
         built_from_s = max(begin_s, end_s - loaded.build_s)
         stages = [stage for stage in self._stages.get(ref, ()) if stage.name == "fetch"]
@@ -249,7 +252,7 @@ class Cache:
         self._tasks.pop((ref, place), None)
         self.drops += 1
         self.telemetry.counter("hearth_drops_total", ref.name, place.tier.value).inc()
-        self._carry_out(self.ledger.dropped(ref, place, _now_s()))
+        self._carry_out(self.ledger.dropped(ref, place, self.clock()))
         self._tidy(ref)
         self._gone.set()
 
@@ -257,7 +260,7 @@ class Cache:
         self._tasks.pop((ref, place), None)
         self.telemetry.counter("hearth_loads_total", ref.name, place.tier.value, "ok").inc()
         self.telemetry.histogram("hearth_load_seconds", place.tier.value).observe(seconds)
-        self._carry_out(self.ledger.finished(ref, place, seconds, _now_s()))
+        self._carry_out(self.ledger.finished(ref, place, seconds, self.clock()))
 
     def _failed(self, ref: ModelRef, place: Place, error: BaseException) -> None:
         self._tasks.pop((ref, place), None)
@@ -274,7 +277,7 @@ class Cache:
         if not aborted:
             self._touch(ref).failure = known
         self._stages.pop(ref, None)
-        self._carry_out(self.ledger.failed(ref, place, _now_s()), known)
+        self._carry_out(self.ledger.failed(ref, place, self.clock()), known)
         self._tidy(ref)
         self._gone.set()
 
@@ -294,7 +297,7 @@ class Cache:
     def _give_up(self, ticket: int, waiter: Waiter) -> None:
         """The waiter's task ends without its lease: by deadline, by cancellation, or by a refusal."""
         if self._waiters.pop(ticket, None) is not None:
-            self._carry_out(self.ledger.leave(ticket, waiter.ref, _now_s()))
+            self._carry_out(self.ledger.leave(ticket, waiter.ref, self.clock()))
             self._tidy(waiter.ref)
         elif waiter.lease.done() and not waiter.lease.cancelled() and waiter.lease.exception() is None:
             waiter.lease.result().release()  # granted in the same tick
@@ -318,7 +321,3 @@ class Cache:
         if not self.ledger.knows(ref):
             self._specs.pop(ref, None)
             self._stages.pop(ref, None)
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

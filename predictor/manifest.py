@@ -16,10 +16,10 @@ from predictor.model import DATATYPES, TensorSpec
 NAME: Final = "hearth.json"
 MAX_BYTES: Final = 1 << 20
 
-_Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+_Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _BatchSize = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-_Length = Annotated[int, msgspec.Meta(ge=-1, lt=1 << 63)]
+_Length = Annotated[int, msgspec.Meta(ge=-1, le=(1 << 63) - 1)]
 _Shape = Annotated[tuple[_Length, ...], msgspec.Meta(max_length=32)]
 
 

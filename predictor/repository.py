@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -191,9 +191,9 @@ def _format(version: Version, said: Manifest, where: str) -> ModelFormat:
     raise _Incomplete(f"{where} holds no model: {', '.join(found[:_NAMED_IN_ERRORS]) or 'nothing'}{more}; {_SERVED}")
 
 
-def _unserved(present: Set[str]) -> str:
+def _unserved(present: Collection[str]) -> str:
     """Which of the formats to come this is; "": none."""
-    if present & {"model.pt", "model.pth"}:
+    if "model.pt" in present or "model.pth" in present:
         return "TorchScript"
     if "model.pt2" in present:
         return "torch.export"

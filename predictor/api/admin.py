@@ -93,7 +93,9 @@ class Preloading(BaseModel):
 
     accepted: list[str] = Field(description="Will be loaded as far as there is free room, in the order given.")
     unknown: list[str] = Field(description="No such model in the model store.")
-    refused: dict[str, str] = Field(description="Cannot be loaded, and why.")
+    refused: dict[str, str] = Field(
+        default_factory=dict, description="Cannot be loaded, and why; left out where that is nothing."
+    )
 
 
 class Unloaded(BaseModel):
@@ -134,7 +136,7 @@ def admin_app(pod: Pod) -> FastAPI:
         report = residency(pod.cache, pod=pod.name, up_s=pod.timeline.up_s, in_flight=pod.in_flight)
         return Response(msgspec.json.encode(report), media_type="application/json")
 
-    @app.post("/hearth/v1/preload", status_code=HTTPStatus.ACCEPTED)
+    @app.post("/hearth/v1/preload", status_code=HTTPStatus.ACCEPTED, response_model_exclude_defaults=True)
     async def preload(order: Names) -> Preloading:
         """Load models in the background, first named first. Never drops anything, never delays a request."""
         return await _preload(pod, order.models)
@@ -182,7 +184,7 @@ def inference_app(pod: Pod) -> FastAPI:
 
 
 async def _preload(pod: Pod, names: list[str]) -> Preloading:
-    result = Preloading(accepted=[], unknown=[], refused={})
+    result = Preloading(accepted=[], unknown=[])
     gate = asyncio.Semaphore(LOOKUPS)
 
     async def looked_up(name: str) -> ModelSpec | HearthError:
@@ -214,7 +216,10 @@ async def _index(pod: Pod) -> list[dict[str, str]]:
     index = []
     for name, models in sorted(resident.items()):
         if not models:
-            index.append({"name": name, "version": "", "state": "UNAVAILABLE", "reason": "standby"})
+            known = pod.catalogue.known(name, None)
+            failure = pod.cache.history(known.ref).failure if known else None
+            version, reason = (str(known.ref.version) if known else "", failure.message if failure else "standby")
+            index.append({"name": name, "version": version, "state": "UNAVAILABLE", "reason": reason})
         for model in models:
             ready = any(copy.tier == "device" and copy.state == "ready" for copy in model.copies)
             state, reason = ("READY", "") if ready else ("UNAVAILABLE", model.failure or "standby")

@@ -103,9 +103,9 @@ def decode(body: Buffer, json_length: bytes | None = None) -> InferenceRequest:
     try:
         request = _decoder.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MalformedRequest(f"the request's body is not a V2 inference request: {error}") from None
+        raise MalformedRequest(f"the request's JSON is not a V2 inference request: {error}") from None
     except RecursionError:
-        raise MalformedRequest("the request's body is not a V2 inference request: nested too deeply") from None
+        raise MalformedRequest("the request's JSON is not a V2 inference request: nested too deeply") from None
     tensors, parts, at = [], [], 0
     for item in request.inputs:
         count = math.prod(item.shape)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from predictor.cache import Cache
 from predictor.model import ModelRef
 from predictor.report import CopyReport, ModelReport, Residency, TierReport
@@ -11,7 +9,7 @@ from predictor.report import CopyReport, ModelReport, Residency, TierReport
 
 def residency(cache: Cache, *, pod: str, up_s: float, in_flight: int) -> Residency:
     """One moment's view. Models without a copy anywhere are not in it: those are the catalogue's."""
-    now_s = asyncio.get_running_loop().time()
+    now_s = cache.clock()
     ledger = cache.ledger
     copies: dict[ModelRef, list[CopyReport]] = {}
     for copy in ledger.copies():

@@ -80,6 +80,13 @@ def test_preloading_accepts_what_exists_and_tells_what_does_not(served: ServedPo
     served.until(lambda: {copy.ref.name for copy in served.pod.cache.ledger.copies() if copy.place.device == 0} == {"a", "b"})
 
 
+def test_an_order_that_refuses_nothing_says_nothing_of_refusals(client: httpx.Client) -> None:
+    assert client.post("/hearth/v1/preload", json={"models": ["a", "nobody"]}).json() == {
+        "accepted": ["a"],
+        "unknown": ["nobody"],
+    }
+
+
 def test_unloading_drops_what_is_there(served: ServedPod, client: httpx.Client) -> None:
     infer(served, "a")
 

@@ -47,6 +47,7 @@ class Rig:
             Telemetry(),
             Timeline(),
             max_waiting=max_waiting,
+            clock=lambda: asyncio.get_running_loop().time(),
         )
 
     async def ask(self, spec: ModelSpec, *, patience_s: float = HOUR_S) -> str:

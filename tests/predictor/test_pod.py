@@ -160,7 +160,7 @@ def test_weights_are_mapped_read_only_by_the_worker_and_the_front_never_loads_to
     assert pod.infer("torch-2").status_code == 200
     front = Path(f"/proc/{pod.process.pid}/maps").read_text()
     worker = Path(f"/proc/{pod.worker_pid()}/maps").read_text()
-    arenas = [line.split()[1] for line in worker.splitlines() if "memfd:hearth" in line]
+    arenas = [line.split()[1] for line in worker.splitlines() if "memfd:hearth:torch" in line]
     assert arenas
     assert set(arenas) == {"r--s"}
     assert "libtorch" in worker
@@ -217,7 +217,7 @@ def test_a_preload_is_asked_for_before_torch_is_imported_and_saves_the_first_req
     server = Server(s3, preload="torch-4,nobody,onnx-4")
     try:
         _until(lambda: {model["name"] for model in server.residency()["models"]} == {"torch-4", "onnx-4"})
-        _until(lambda: all(len(model["copies"]) == 2 for model in server.residency()["models"]))
+        _until(lambda: all(model["loads"] == 1 for model in server.residency()["models"]))
         assert server.infer("torch-4").headers["hearth-start"] == "hot"
         stages = server.admin.get("/hearth/v1/timeline").json()["stages"]
         assert stages["listening"] < stages["asked"] < stages["imported"] < stages["built"] < stages["answered"]
@@ -236,6 +236,7 @@ def test_s3_that_is_away_is_503_and_leaves_nothing_half_made(s3: FakeS3) -> None
         answer = server.infer("late")
         assert answer.status_code == 503
         assert answer.headers["retry-after"]
+        s3.heal()
         s3.fail(status=403, times=None)
         assert server.infer("late").status_code == 502
         s3.heal()

@@ -75,7 +75,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         settings,
         on_request=lambda operation, status: telemetry.counter("hearth_store_requests_total", operation, status).inc(),
         on_bytes=telemetry.counter("hearth_fetched_bytes_total").inc,
-        on_first_ask=lambda: loop.call_soon_threadsafe(timeline.mark, "asked"),
+        on_first_ask=functools.partial(_soon, loop, timeline),
     )
     ram = SharedMemory(store)
     catalogue = Catalogue.from_settings(settings, store)
@@ -170,6 +170,11 @@ async def _preload(names: tuple[str, ...], catalogue: Catalogue, cache: Cache) -
             log.warning("pre-load of %s: %s", name, error)
 
 
+def _soon(loop: asyncio.AbstractEventLoop, timeline: Timeline) -> None:
+    """The store asks from its threads; the timeline is the loop's."""
+    loop.call_soon_threadsafe(timeline.mark, "asked")
+
+
 def _watch(telemetry: Telemetry, cache: Cache) -> None:
     """Let the gauges read the books whenever somebody scrapes them."""
     telemetry.gauge("hearth_waiting_requests").set_function(lambda: cache.waiting)
@@ -177,8 +182,8 @@ def _watch(telemetry: Telemetry, cache: Cache) -> None:
     for place, budget in ledger.budgets.items():
         labels = (place.tier.value, str(place.device) if place.device >= 0 else "")
         telemetry.gauge("hearth_budget_bytes", *labels).set(budget)
-        telemetry.gauge("hearth_reserved_bytes", *labels).set_function(lambda place=place: ledger.used_bytes(place))
-        telemetry.gauge("hearth_resident_bytes", *labels).set_function(lambda place=place: ledger.ready_bytes(place))
+        telemetry.gauge("hearth_reserved_bytes", *labels).set_function(functools.partial(ledger.used_bytes, place))
+        telemetry.gauge("hearth_resident_bytes", *labels).set_function(functools.partial(ledger.ready_bytes, place))
 
 
 if __name__ == "__main__":

@@ -31,12 +31,14 @@ def _settings() -> str:
     for flag in SERVE_FLAGS:
         field = Settings.model_fields[flag.setting]
         default = "" if field.is_required() else field.default
-        shown = "" if default in ("", None, ()) else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        text = str(default).lower() if isinstance(default, bool) else str(default)
+        shown = "" if default in ("", None, ()) else f"`{text}`"
         rows.append(f"| `{flag.variable}` | `{flag.option}` | {shown} | {field.description} |")
     return (
-        f"# Settings\n\n{MADE}\nEvery setting of `hearth serve` is an environment variable and a flag; the flag wins. Units stand "
-        "in the names.\nS3 is configured as for boto3: `AWS_ENDPOINT_URL` (or `AWS_ENDPOINT_URL_S3`), `AWS_ACCESS_KEY_ID`, "
-        "`AWS_SECRET_ACCESS_KEY`,\n`AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_CA_BUNDLE`, profiles and roles.\n\n"
+        f"# Settings\n\n{MADE}\n"
+        "Every setting of `hearth serve` is an environment variable and a flag; the flag wins. Units stand in the names.\n"
+        "S3 is configured as for boto3: `AWS_ENDPOINT_URL` (or `AWS_ENDPOINT_URL_S3`), `AWS_ACCESS_KEY_ID`,\n"
+        "`AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_CA_BUNDLE`, profiles and roles.\n\n"
         "| variable | flag | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 
@@ -54,14 +56,20 @@ def _metrics() -> str:
 
 def _errors() -> str:
     rows = [
-        f"| {kind.http_status} | `{kind.__name__}` | {'yes' if kind.retryable else 'no'} | {(kind.__doc__ or '').splitlines()[0]} |"
+        f"| {kind.http_status} | `{kind.__name__}` | {'yes' if kind.retryable else 'no'} | {_sentence(kind)} |"
         for kind in sorted(_kinds(HearthError), key=lambda kind: (kind.http_status, kind.__name__))
     ]
     return (
-        f"# Errors\n\n{MADE}\nEvery error's body is `{{\"error\": \"what happened, how much, what to do\"}}`. Where a retry can help and "
-        "Hearth knows when,\nthe response has a `Retry-After` header with the seconds to wait.\n\n"
+        f"# Errors\n\n{MADE}\n"
+        'Every error\'s body is `{"error": "what happened, how much, what to do"}`. Where a retry can help and Hearth '
+        "knows when,\nthe response has a `Retry-After` header with the seconds to wait.\n\n"
         "| status | error | a retry helps | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
+
+
+def _sentence(kind: type[HearthError]) -> str:
+    """The first sentence of its docstring; names of files have dots in them, too."""
+    return " ".join((kind.__doc__ or "").partition(". ")[0].partition(".\n")[0].removesuffix(".").split()) + "."
 
 
 def _kinds(kind: type[HearthError]) -> Iterator[type[HearthError]]:

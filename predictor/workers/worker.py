@@ -9,16 +9,14 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from contextlib import AbstractContextManager
+from typing import Final, NamedTuple, Protocol
 
 from predictor.errors import HearthError, LoadFailed, ModelFailed, WorkerDied, WorkerRestarting
 from predictor.model import ModelRef, ModelSpec, TensorSpec
 from predictor.wire import Field, File, Hello, Load, Loaded, Ran, Run, Tensor, Unload, send_arena
 from predictor.workers.link import Buffer, Link, Reply
 from predictor.workers.spawn import Spawned, spawn
-
-if TYPE_CHECKING:
-    from predictor.tiers.ram import Arena  # tiers/device.py imports this module
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +28,15 @@ SICK_AFTER: Final = 3
 
 WATCH_S: Final = 0.5
 """How often the watchdog looks at the request that is being computed."""
+
+
+class Arena(Protocol):
+    """What a worker needs of an arena of tiers/ram.py."""
+
+    size_bytes: int
+
+    def open_reader(self) -> AbstractContextManager[int]:
+        """A descriptor that can only be mapped for reading."""
 
 
 class Answer(NamedTuple):

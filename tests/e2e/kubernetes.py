@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 CALL_TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.25
+RESTARTS: Final = 2
 
 Found = TypeVar("Found")
 
@@ -69,9 +70,19 @@ class Namespace:
         self.kubectl("apply", "-k", str(kustomization))
 
     def address(self, kind: str, name: str, *, timeout_s: float) -> str:
-        """The host in the object's URL, once the object is Ready."""
-        self.kubectl("wait", "--for=condition=Ready", f"{kind}/{name}", f"--timeout={timeout_s:.0f}s", timeout_s=timeout_s + 10)
-        return self.kubectl("get", kind, name, "-o", "jsonpath={.status.url}").partition("://")[2]
+        """The host in the object's URL, once the object is Ready. A container that ends again and again is not waited for."""
+
+        def look() -> str | None:
+            (found,) = self.items(kind, "--field-selector", f"metadata.name={name}")
+            conditions = {condition["type"]: condition["status"] for condition in found.get("status", {}).get("conditions", ())}
+            if conditions.get("Ready") == "True":
+                return str(found["status"]["url"]).partition("://")[2]
+            for pod in self.items("pods"):
+                for container in pod["status"].get("containerStatuses", ()):
+                    assert container["restartCount"] < RESTARTS, f"{pod['metadata']['name']}: {container['name']} ends"
+            return None
+
+        return eventually(look, what=f"{kind} {name} Ready", timeout_s=timeout_s)
 
     def live_pods(self, service: str) -> list[str]:
         """Names of a Knative Service's pods that have not been told to end."""
@@ -89,7 +100,8 @@ class Namespace:
             ("get", "inferenceservices,services.serving.knative.dev,revisions,podautoscalers,pods", "-o", "wide"),
             ("get", "events", "--sort-by=.lastTimestamp"),
             ("describe", "pods"),
-            ("logs", "--selector", "serving.knative.dev/service", "--all-containers", "--prefix", "--tail=60"),
+            ("logs", "--selector", "serving.knative.dev/service", "--container", "queue-proxy", "--prefix", "--tail=6"),
+            ("logs", "--selector", "serving.knative.dev/service", "--prefix", "--tail=80"),
         ):
             try:
                 text = self.kubectl(*arguments)

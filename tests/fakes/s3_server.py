@@ -17,6 +17,7 @@ from xml.sax.saxutils import escape
 
 MAX_STALL_S = 30.0
 CHUNK_BYTES = 1 << 18
+TRICKLE_BYTES = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,14 @@ class Received:
 class Fault:
     """Something that goes wrong. ``times``: how often yet; None: until ``heal``.
 
-    operation    ``list``, ``get`` or "" for both
-    key          one object; "" for all
-    status       answer this instead, with ``code`` and ``headers``
-    delay_s      before the answer's first byte
-    after_bytes  of the body ``then`` happens: ``stall``, ``close``, ``reset``, or ``swap``, which goes on with other bytes
+    operation     ``list``, ``get`` or "" for both
+    key           one object; "" for all
+    status        answer this instead, with ``code``, ``headers`` and ``body``
+    delay_s       before the answer's first byte
+    after_bytes   of the body ``then`` happens: ``stall``, ``close`` or ``reset``
+    length_error  added to Content-Length; ``range_error`` to both ends of Content-Range
+    before        called before the answer is made
+    trickle_s     pause before every KiB of the body
     """
 
     times: int | None = 1
@@ -64,7 +68,7 @@ class Fault:
     range_error: int = 0
     body: bytes = b""
     before: Callable[[], object] | None = None
-    chunk_pause_s: float = 0.0
+    trickle_s: float = 0.0
 
 
 class Script(Protocol):
@@ -216,10 +220,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         whole = memoryview(body)
         end = min(fault.after_bytes, len(body)) if fault.then else len(body)
-        for start in range(0, end, CHUNK_BYTES):
-            if fault.chunk_pause_s:
-                self.server.s3.wait_until_healed(fault.chunk_pause_s)
-            self.wfile.write(whole[start : min(start + CHUNK_BYTES, end)])
+        step = TRICKLE_BYTES if fault.trickle_s else CHUNK_BYTES
+        for start in range(0, end, step):
+            if fault.trickle_s:
+                self.server.s3.wait_until_healed(fault.trickle_s)
+            self.wfile.write(whole[start : min(start + step, end)])
         if fault.length_error > 0:
             self.close_connection = True
         match fault.then:

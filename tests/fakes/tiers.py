@@ -6,12 +6,11 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from predictor.workers.worker import Answer
-
 from predictor.errors import HearthError, WorkerDied
 from predictor.model import ModelRef, ModelSpec
 from predictor.tiers.device import Buffer
 from predictor.wire import Loaded, Tensor
+from predictor.workers.worker import Answer
 
 Delay = Callable[[ModelRef], float]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,8 @@ from predictor.tiers.budgets import budgets, memory_limit
 GIB = 1 << 30
 
 
-def settings(**values: object) -> Settings:
-    return Settings(models="s3://bucket", **values)  # type: ignore[arg-type] (drawn from a table)
+def settings(**values: Any) -> Settings:
+    return Settings(models="s3://bucket", **values)
 
 
 def machine(root: Path, *, v1: str = "", v2: str = "", available_kb: int = 8 * 1024 * 1024) -> Path:

@@ -21,7 +21,12 @@ X = Field("x", "FP32", (-1, 4))
 
 
 def built(
-    format_: str, files: dict[str, bytes], *, inputs: tuple[Field, ...] = (), outputs: tuple[Field, ...] = (), parameters: object = None
+    format_: str,
+    files: dict[str, bytes],
+    *,
+    inputs: tuple[Field, ...] = (),
+    outputs: tuple[Field, ...] = (),
+    parameters: object = None,
 ) -> Built:
     load = Load(1, "n/m/1@r", format_, (), 0, False, inputs, outputs, json.dumps(parameters) if parameters is not None else "")  # noqa: FBT003 (Load.copy)
     tensors = {path: torch.frombuffer(bytearray(data), dtype=torch.uint8) for path, data in files.items()}
@@ -176,9 +181,13 @@ def build(config): return M()
 # ---- onnx
 
 
-def session(nodes: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> dict[str, bytes]:
+def session(
+    nodes: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
+) -> dict[str, bytes]:
     graph = helper.make_graph(nodes, "g", inputs, outputs)
-    return {"model.onnx": helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()}
+    return {
+        "model.onnx": helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    }
 
 
 def test_an_onnx_file_tells_its_schema_and_computes() -> None:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from predictor.tiers.store import Listing
 
 from predictor.errors import InvalidModel, StoreUnavailable
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
 from predictor.tiers.ram import Arena, SharedMemory
+from predictor.tiers.store import Listing
 
 CONTENTS = {"model.onnx": b"weights" * 1000, "empty": b""}
 

@@ -211,7 +211,8 @@ async def test_a_worker_ends_with_its_socket_and_hears_no_sigterm(bench: Bench) 
 )
 async def test_frames_survive_every_way_a_stream_may_be_cut(bodies: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(encode_head(Unload(number, "m"), len(body)) + body for number, body in enumerate(bodies))
-    frames, got = Frames(), []
+    frames = Frames()
+    got: list[tuple[object, bytes]] = []
     position = 0
     while position < len(stream):
         size = cuts[len(got) % len(cuts)]

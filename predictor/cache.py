@@ -123,6 +123,7 @@ class Cache:
         """Drop every copy of every version of ``name``, once the requests that use it ended. False: none was resident."""
         refs = {copy.ref for copy in self.ledger.copies() if copy.ref.name == name}
         for ref in refs:
+            self._touch(ref).unloaded = True
             self._carry_out(self.ledger.unload(ref, self.clock()))
         while any(self.ledger.is_draining(ref) for ref in refs):
             self._gone.clear()
@@ -316,6 +317,7 @@ class Cache:
         history.loads += 1
         history.load_s = load_s
         history.failure = None
+        history.unloaded = False
 
     def _tidy(self, ref: ModelRef) -> None:
         if not self.ledger.knows(ref):

@@ -36,12 +36,14 @@ class History:
 
     load_s   seconds its last complete load took, all hops
     failure  why its last load failed; None once one succeeded
+    unloaded somebody ordered it away, and nobody has asked for it since
     """
 
     schema: Schema = field(default_factory=Schema)
     loads: int = 0
     load_s: float = 0.0
     failure: HearthError | None = None
+    unloaded: bool = False
     last_used_s: float = 0.0
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from predictor.api import codec, schema
 from predictor.api.message import Answering, Request, Response, error_response, internal_error
 from predictor.api.pod import Pod
-from predictor.errors import DeadlineExceeded, HearthError, TooManyRequests, WorkerRestarting
+from predictor.errors import DeadlineExceeded, HearthError, ObjectChanged, TooManyRequests, WorkerRestarting
 from predictor.model import ModelRef, ModelSpec
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 OCTETS: Final = b"application/octet-stream"
 ATTEMPTS: Final = 2
-"""A request whose worker died before computing it is sent once more; a model that kills its worker gets no third."""
+"""A request whose worker died before computing it is sent once more, and so is one whose model was overwritten while it
+was fetched; a model that kills its worker, or is overwritten for ever, gets no third."""
 _JSON_LENGTH: Final = b"inference-header-content-length"
 
 
@@ -76,35 +77,44 @@ class Inference:
         self, request: Request, name: str, version: int | None, wanted: codec.InferenceRequest | None = None
     ) -> Response:
         """The slow way; in its own task, cancelled when the client goes."""
-        pod = self._pod
-        deadline_s = asyncio.get_running_loop().time() + pod.settings.hold_timeout_s
+        deadline_s = asyncio.get_running_loop().time() + self._pod.settings.hold_timeout_s
         ref = None
         try:
-            try:
-                async with asyncio.timeout_at(deadline_s):
-                    spec = await pod.catalogue.resolve(name, version)
-            except TimeoutError:
-                raise DeadlineExceeded(
-                    f"model {name!r} could not be looked up within {pod.settings.hold_timeout_s:.1f} s", retry_after_s=1.0
-                ) from None
-            ref = spec.ref
-            if wanted is None:
-                wanted = codec.decode(request.body, request.headers.get(_JSON_LENGTH))
-            schema.check(ref, spec.inputs, wanted.inputs)  # what cannot run must not evict anything either
             for attempt in range(1, ATTEMPTS + 1):
-                lease = await pod.cache.lease(spec, deadline_s=deadline_s)
+                spec = await self._look_up(name, version, deadline_s)
+                ref = spec.ref
+                if wanted is None:
+                    wanted = codec.decode(request.body, request.headers.get(_JSON_LENGTH))
+                schema.check(ref, spec.inputs, wanted.inputs)  # what cannot run must not evict anything either
                 try:
-                    schema.check(ref, spec.inputs or lease.schema.inputs, wanted.inputs)
-                    answer = await lease.run(wanted.inputs, wanted.body, wanted.outputs)
-                    return self.success(request, wanted, lease, answer)
-                except WorkerRestarting:
+                    return await self._leased(request, wanted, spec, deadline_s)
+                except (WorkerRestarting, ObjectChanged) as error:
                     if attempt == ATTEMPTS:
                         raise
-                finally:
-                    lease.release()
+                    if isinstance(error, ObjectChanged):
+                        self._pod.catalogue.forget(name)
         except HearthError as error:
             return self.refusal(ref, error)
         raise AssertionError(f"{ATTEMPTS} attempts ended without an answer")
+
+    async def _look_up(self, name: str, version: int | None, deadline_s: float) -> ModelSpec:
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                return await self._pod.catalogue.resolve(name, version)
+        except TimeoutError:
+            timeout_s = self._pod.settings.hold_timeout_s
+            raise DeadlineExceeded(
+                f"model {name!r} could not be looked up within {timeout_s:.1f} s", retry_after_s=1.0
+            ) from None
+
+    async def _leased(self, request: Request, wanted: codec.InferenceRequest, spec: ModelSpec, deadline_s: float) -> Response:
+        lease = await self._pod.cache.lease(spec, deadline_s=deadline_s)
+        try:
+            schema.check(lease.ref, spec.inputs or lease.schema.inputs, wanted.inputs)
+            answer = await lease.run(wanted.inputs, wanted.body, wanted.outputs)
+            return self.success(request, wanted, lease, answer)
+        finally:
+            lease.release()
 
     # ---- answers ---------------------------------------------------------------------------------------------
 

@@ -32,6 +32,9 @@ class ModelCatalogue(Protocol):
     async def resolve(self, name: str, version: int | None) -> ModelSpec:
         """The spec, looked up. Raises UnknownModel, InvalidModel, TrustRequired and the store's errors."""
 
+    def forget(self, name: str) -> None:
+        """What was resolved is not what lies in the model store any more: the next look-up reads a new listing."""
+
     async def names(self) -> tuple[str, ...]:
         """Every model that can be asked for."""
 

@@ -101,11 +101,14 @@ class InferenceRoutes:
     async def _servable(self, name: str, version: str | None) -> Response:
         """200 for every model that a request would bring up: many clients ask this before they infer."""
         spec = await self._spec(name, version)
-        failure = self._pod.cache.history(spec.ref).failure
-        content: dict[str, object] = {"name": spec.ref.name, "ready": failure is None}
-        if failure is None:
-            return json_response(200, content)
-        return json_response(400, content | {"error": f"the last load of model {spec.ref} failed: {failure.message}"})
+        history = self._pod.cache.history(spec.ref)
+        reason = ""
+        if history.failure is not None:
+            reason = f"the last load of model {spec.ref} failed: {history.failure.message}"
+        elif history.unloaded:
+            reason = f"model {spec.ref} was unloaded by order; the next request or load brings it back"
+        content: dict[str, object] = {"name": spec.ref.name, "ready": not reason}
+        return json_response(400, content | {"error": reason}) if reason else json_response(200, content)
 
     async def _spec(self, name: str, version: str | None) -> ModelSpec:
         pod, number = self._pod, _number(version)

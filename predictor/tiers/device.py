@@ -44,8 +44,16 @@ class WorkerDevice:
         self._copy = copy
 
     async def promote(self, spec: ModelSpec) -> Loaded:
-        """Hand the model's arena to the worker and have it built there."""
-        return await self.worker.load(spec, self._ram.arena(spec.ref), copy=self._copy)
+        """Hand the model's arena to the worker and have it built there.
+
+        A worker that dies meanwhile may have died of another model, so its successor is asked once; a model that kills
+        its worker kills two and fails.
+        """
+        arena = self._ram.arena(spec.ref)
+        try:
+            return await self.worker.load(spec, arena, copy=self._copy)
+        except WorkerDied:
+            return await self.worker.load(spec, arena, copy=self._copy)
 
     async def drop(self, ref: ModelRef) -> None:
         """Have the worker forget the model. A worker that dies meanwhile has forgotten it, too."""

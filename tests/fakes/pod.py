@@ -55,6 +55,7 @@ class FakeCatalogue:
         self.hanging: set[str] = set()
         self.resolved: Counter[str] = Counter()
         self.abandoned: Counter[str] = Counter()
+        self.forgotten: Counter[str] = Counter()
 
     def known(self, name: str, version: int | None) -> ModelSpec | None:
         spec = self.specs.get(name)
@@ -75,6 +76,9 @@ class FakeCatalogue:
             raise UnknownModel(f"no model {name!r}" + ("" if version is None else f" of version {version}"))
         self.resolved[name] += 1
         return spec
+
+    def forget(self, name: str) -> None:
+        self.forgotten[name] += 1
 
     async def names(self) -> tuple[str, ...]:
         return tuple(self.specs)

@@ -130,6 +130,10 @@ class FakeS3:
         """A slow first byte."""
         self.fault(Fault(times, operation, key, delay_s=seconds))
 
+    def hang_up(self) -> None:
+        """Close every connection, as S3 does with those that are idle."""
+        self._server.hang_up()
+
     def heal(self) -> None:
         """End all faults; what stalls goes on."""
         with self._lock:

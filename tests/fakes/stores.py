@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
 from predictor.model import FileSpec
 from predictor.settings import Settings
 from predictor.tiers.store import ObjectInfo, S3Store
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 BUCKET = "bucket"
 PART_BYTES = 1 << 16
@@ -69,10 +67,18 @@ async def opened(environment: Mapping[str, str], told: Told | None = None, **set
             on_bytes=told.on_bytes,
             on_first_ask=told.on_first_ask,
         )
+        store._requests.backoff_s = 0.01
         try:
             yield store
         finally:
             await store.close()
+
+
+async def until(holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait for what happens in a server's thread, where nothing can be awaited."""
+    async with asyncio.timeout(timeout_s):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 def as_file(entry: ObjectInfo) -> FileSpec:

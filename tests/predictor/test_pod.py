@@ -43,6 +43,7 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "predictor.boot", "serve"], env=environment, stderr=subprocess.PIPE, text=True
         )
+        _until(lambda: self.process.poll() is not None or _listens(self.port))
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
         self.admin = httpx.Client(base_url=f"http://127.0.0.1:{self.admin_port}", timeout=60)
 
@@ -70,6 +71,11 @@ class Server:
             self.process.kill()
             raise
         return self.process.returncode, logged
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _free_port() -> int:
@@ -184,7 +190,9 @@ def test_models_can_be_loaded_and_unloaded_by_order(pod: Server) -> None:
     }
     _until(lambda: pod.infer("torch-3").headers["hearth-start"] == "hot")
     assert pod.admin.post("/hearth/v1/unload", json={"models": ["torch-3"]}).json() == {"unloaded": ["torch-3"]}
+    assert pod.http.get("/v2/models/torch-3/ready").status_code == 400, "unloaded by order"
     assert pod.infer("torch-3").headers["hearth-start"] == "s3"
+    assert pod.http.get("/v2/models/torch-3/ready").status_code == 200
 
 
 def test_overwritten_contents_are_served_after_the_next_look_at_the_bucket(s3: FakeS3) -> None:
@@ -245,6 +253,30 @@ def test_s3_that_is_away_is_503_and_leaves_nothing_half_made(s3: FakeS3) -> None
     finally:
         s3.heal()
         assert server.stop()[0] == 0
+
+
+def test_contents_overwritten_while_they_are_fetched_are_listed_and_fetched_anew(pod: Server, s3: FakeS3) -> None:
+    publish(s3, "swapped", affine_onnx(scale=2.0))
+    s3.swap(BUCKET, "models/swapped/1/model.onnx", affine_onnx(scale=9.0)["model.onnx"])
+    answer = pod.infer("swapped")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["outputs"][0]["data"][0] == 10.0
+
+
+def test_a_killed_front_takes_its_worker_with_it(s3: FakeS3) -> None:
+    server = Server(s3)
+    assert server.infer("onnx-0").status_code == 200
+    worker = Path(f"/proc/{server.worker_pid()}")
+    server.process.kill()
+    server.stop()
+    _until(lambda: not worker.exists())
+
+
+def test_a_gpu_is_refused_in_words(s3: FakeS3) -> None:
+    server = Server(s3, device="cuda")
+    _, logged = server.process.communicate(timeout=20)
+    assert server.process.returncode == 2
+    assert "computes on the CPU only" in logged
 
 
 def test_models_with_code_need_the_operators_consent(s3: FakeS3) -> None:

@@ -1,4 +1,4 @@
-"""A store whose S3 misbehaves: every fault is survived by a retry or told as the right error, in bounded time, memory intact."""
+"""A store whose S3 misbehaves: a fault is survived by a retry or told as the right error, in bounded time, memory intact."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from contextlib import contextmanager
 import pytest
 
 from predictor.errors import HearthError, ObjectChanged, StoreRefused, StoreUnavailable
-from predictor.tiers.s3_requests import Requests
 from predictor.tiers.store import S3Store
 from tests.fakes.s3 import FakeS3
 from tests.fakes.s3_server import Fault
-from tests.fakes.stores import BUCKET, PART_BYTES, Told, as_file, opened
+from tests.fakes.stores import BUCKET, PART_BYTES, Told, as_file, opened, until
 
 KEY = "models/m/1/model.onnx"
 SIZE = 5 * PART_BYTES + 123
@@ -34,15 +33,9 @@ def s3() -> Iterator[FakeS3]:
         yield fake
 
 
-@pytest.fixture(autouse=True)
-def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Requests.run, "__defaults__", None)  # nothing to pause for is hidden in defaults
-    monkeypatch.setattr("predictor.tiers.s3_requests.BACKOFF_S", 0.01)
-
-
 @contextmanager
 def region(size_bytes: int) -> Iterator[memoryview]:
-    """Memory as an arena has it, with a page before and after that nobody may touch; closing it fails while anything refers to it."""
+    """Memory as an arena has it, between two pages that nobody may touch. Closing it fails while anything refers to it."""
     mapping = mmap.mmap(-1, 2 * PAGE + size_bytes)
     guard = b"\xee" * PAGE
     mapping[:PAGE] = mapping[PAGE + size_bytes :] = guard
@@ -168,7 +161,7 @@ async def test_one_part_that_fails_ends_the_others_at_once(s3: FakeS3) -> None:
     s3.put(BUCKET, "models/m/1/other", DATA)
     s3.stall(KEY, after_bytes=10, times=None)
     s3.fault(Fault(None, "get", "models/m/1/other", status=403, code="AccessDenied", delay_s=0.1))
-    async with opened(s3.environment(), fetch_timeout_s=30.0) as store:
+    async with opened(s3.environment(), fetch_timeout_s=30.0, fetch_concurrency=8) as store:
         first, second = (await store.listing("models/m/1/")).objects
         begin_s = time.monotonic()
         with region(SIZE) as view, region(SIZE) as other, pytest.raises(StoreRefused):
@@ -183,8 +176,7 @@ async def test_after_a_cancelled_fetch_nobody_writes_any_more(s3: FakeS3, cancel
         (entry,) = (await store.listing(KEY)).objects
         with region(SIZE) as view:
             fetch = asyncio.create_task(store.fetch([(as_file(entry), view)], background=lambda: False))
-            while s3.gets(BUCKET, KEY) < 4:
-                await asyncio.sleep(0.01)
+            await until(lambda: s3.gets(BUCKET, KEY) == 4)
             begin_s = time.monotonic()
             for _ in range(cancellations):
                 fetch.cancel()
@@ -199,15 +191,14 @@ async def test_after_a_cancelled_fetch_nobody_writes_any_more(s3: FakeS3, cancel
 
 
 async def test_closing_the_store_ends_what_runs(s3: FakeS3) -> None:
-    s3.stall(KEY, after_bytes=1000, times=None)
-    s3.fault(Fault(None, "list", delay_s=20))
     async with opened(s3.environment(), fetch_timeout_s=30.0) as store:
+        (entry,) = (await store.listing(KEY)).objects
+        s3.stall(KEY, after_bytes=1000, times=None)
+        s3.fault(Fault(None, "list", delay_s=20))
         listing = asyncio.create_task(store.listing("models/"))
         with region(SIZE) as view:
-            file = as_file((await _listed_elsewhere(s3))[0])
-            fetch = asyncio.create_task(store.fetch([(file, view)], background=lambda: False))
-            while s3.gets(BUCKET, KEY) < 4:
-                await asyncio.sleep(0.01)
+            fetch = asyncio.create_task(store.fetch([(as_file(entry), view)], background=lambda: False))
+            await until(lambda: s3.gets(BUCKET, KEY) == 4)
             begin_s = time.monotonic()
             await store.close()
             for task in (listing, fetch):
@@ -217,14 +208,6 @@ async def test_closing_the_store_ends_what_runs(s3: FakeS3) -> None:
         with pytest.raises(StoreUnavailable, match="stopping"):
             await store.listing("models/")
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("hearth-store")]
-
-
-async def _listed_elsewhere(s3: FakeS3) -> tuple[object, ...]:
-    from predictor.tiers.store import ObjectInfo
-
-    stored = s3.objects(BUCKET)
-    assert stored is not None
-    return (ObjectInfo(KEY, stored[KEY].etag, SIZE, 0.0),)
 
 
 async def test_a_server_that_is_not_there_is_told_soon() -> None:
@@ -307,8 +290,7 @@ async def test_listings_do_not_queue_behind_parts(s3: FakeS3) -> None:
         (entry,) = (await store.listing(KEY)).objects
         with region(SIZE) as view:
             fetch = asyncio.create_task(store.fetch([(as_file(entry), view)], background=lambda: False))
-            while s3.gets(BUCKET, KEY) < 2:
-                await asyncio.sleep(0.01)
+            await until(lambda: s3.gets(BUCKET, KEY) == 2)
             async with asyncio.timeout(2):
                 await store.listing(KEY)
             assert s3.gets(BUCKET, KEY) == 2, "no more parts at once than allowed"

@@ -44,7 +44,9 @@ class Settings(BaseSettings):
     preload: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Names to load at start, most wanted first: `resnet,bert`. Never evicts, never delays a request."
     )
-    hold_timeout_s: float = Field(60.0, gt=0, description="How long a request may wait for its model before 504.")
+    hold_timeout_s: float = Field(
+        60.0, gt=0, description="Longest wait of a request for its model, then 504; Hearth-Deadline-Ms shortens it."
+    )
     max_waiting: int = Field(1000, ge=1, description="Requests that may wait for a model at once; more get 503 + Retry-After.")
     max_in_flight: int = Field(1024, ge=1, description="Requests inside the pod at once; more get 429 + Retry-After.")
     max_body_bytes: int = Field(64 << 20, ge=1024, description="Largest request body accepted, decompressed; more gets 413.")

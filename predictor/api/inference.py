@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from predictor.api import codec, schema
 from predictor.api.message import Answering, Request, Response, error_response, internal_error
 from predictor.api.pod import Pod
-from predictor.errors import DeadlineExceeded, HearthError, ObjectChanged, TooManyRequests, WorkerRestarting
+from predictor.errors import DeadlineExceeded, HearthError, MalformedRequest, ObjectChanged, TooManyRequests, WorkerRestarting
 from predictor.model import ModelRef, ModelSpec
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ OCTETS: Final = b"application/octet-stream"
 ATTEMPTS: Final = 2
 """A request whose worker died before computing it is sent once more, and so is one whose model was overwritten while it
 was fetched; a model that kills its worker, or is overwritten for ever, gets no third."""
+MAX_DEADLINE_DIGITS: Final = 12
+_DEADLINE: Final = b"hearth-deadline-ms"
 _JSON_LENGTH: Final = b"inference-header-content-length"
 
 
@@ -77,9 +79,9 @@ class Inference:
         self, request: Request, name: str, version: int | None, wanted: codec.InferenceRequest | None = None
     ) -> Response:
         """The slow way; in its own task, cancelled when the client goes."""
-        deadline_s = asyncio.get_running_loop().time() + self._pod.settings.hold_timeout_s
         ref = None
         try:
+            deadline_s = asyncio.get_running_loop().time() + self._patience_s(request)
             for attempt in range(1, ATTEMPTS + 1):
                 spec = await self._look_up(name, version, deadline_s)
                 ref = spec.ref
@@ -102,10 +104,18 @@ class Inference:
             async with asyncio.timeout_at(deadline_s):
                 return await self._pod.catalogue.resolve(name, version)
         except TimeoutError:
-            timeout_s = self._pod.settings.hold_timeout_s
-            raise DeadlineExceeded(
-                f"model {name!r} could not be looked up within {timeout_s:.1f} s", retry_after_s=1.0
-            ) from None
+            raise DeadlineExceeded(f"model {name!r} could not be looked up before its deadline", retry_after_s=1.0) from None
+
+    def _patience_s(self, request: Request) -> float:
+        """How long this request may be held: the setting, or less if its client says so."""
+        longest_s = self._pod.settings.hold_timeout_s
+        told = request.headers.get(_DEADLINE)
+        if told is None:
+            return longest_s
+        if not told.isdigit() or len(told) > MAX_DEADLINE_DIGITS or int(told) == 0:
+            shown = told[:40].decode("latin-1")
+            raise MalformedRequest(f"Hearth-Deadline-Ms is a whole number of milliseconds above 0, not {shown!r}")
+        return min(longest_s, int(told) / 1000)
 
     async def _leased(self, request: Request, wanted: codec.InferenceRequest, spec: ModelSpec, deadline_s: float) -> Response:
         lease = await self._pod.cache.lease(spec, deadline_s=deadline_s)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import struct
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -261,7 +262,25 @@ def test_a_request_held_too_long_is_504() -> None:
 
     assert [loading.status_code, looking.status_code, describing.status_code] == [504] * 3
     assert "retry-after" in loading.headers
-    assert "could not be looked up within" in looking.json()["error"]
+    assert "could not be looked up before its deadline" in looking.json()["error"]
+
+
+def test_a_client_may_shorten_its_wait_but_not_lengthen_it() -> None:
+    with ServedPod("uvloop", model("slow"), hold_timeout_s=0.5) as served, httpx.Client(base_url=served.url) as client:
+        served.ram.fetch_s = lambda _: 60.0
+        body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
+
+        def ask(patience: str) -> tuple[int, float]:
+            begin_s = time.monotonic()
+            answer = client.post("/v2/models/slow/infer", json=body, headers={"HEARTH-deadline-MS": patience})
+            return answer.status_code, time.monotonic() - begin_s
+
+        (short, short_s), (long, long_s) = ask("20"), ask("3600000")
+        refused = [ask(nonsense)[0] for nonsense in ("soon", "-5", "0", "1.5", "9" * 40)]
+
+    assert (short, long) == (504, 504)
+    assert short_s < long_s < 30
+    assert refused == [400] * 5
 
 
 # ---- what models are ---------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 STATES: Final = {"ready": "", "filling": "loading", "draining": "unloading"}
 """What a copy's state is called on screen; a ready copy needs no word."""
 
+BOLD: Final = "\033[1m{}\033[0m"
 LEFT_ALIGNED: Final = frozenset({"NAME", "FORMAT", "WHERE", "TIER"})
 
 
@@ -178,7 +179,7 @@ def model_rows(residency: Residency, *, wide: bool = False) -> list[list[str]]:
             model.format,
             " + ".join(_where(copy) for copy in model.copies),
             human.size(sum(copy.bytes for copy in model.copies)),
-            str(sum(copy.leases for copy in model.copies)),
+            str(sum(copy.leases for copy in model.copies if copy.device >= 0)),  # in RAM: what reads or shares the copy
             human.rate(model.rate_per_s),
             "never" if model.last_used_s_ago is None else f"{human.span(model.last_used_s_ago)} ago",
         ]
@@ -214,25 +215,15 @@ def _where(copy: CopyReport) -> str:
 
 
 def _print_columns(rows: list[list[str]]) -> None:
-    """Headings and rows in columns, numbers to the right; bold headings on a terminal, bytes as they are in a pipe."""
-    if sys.stdout.isatty():
-        from rich.console import Console  # noqa: PLC0415
-        from rich.table import Table  # noqa: PLC0415
-
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        for heading in rows[0]:
-            table.add_column(heading, justify="left" if heading in LEFT_ALIGNED else "right", no_wrap=True)
-        for row in rows[1:]:
-            table.add_row(*row)
-        Console(highlight=False).print(table)
-        return
+    """Headings and rows in columns, numbers to the right. Never cut to the terminal's width: names must stay whole."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
+    for place, row in enumerate(rows):
         cells = (
             cell.ljust(width) if heading in LEFT_ALIGNED else cell.rjust(width)
             for heading, cell, width in zip(rows[0], row, widths, strict=True)
         )
-        print("  ".join(cells).rstrip())
+        line = "  ".join(cells).rstrip()
+        print(BOLD.format(line) if place == 0 and sys.stdout.isatty() else line)
 
 
 if __name__ == "__main__":

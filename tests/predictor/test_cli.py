@@ -40,7 +40,7 @@ RESIDENCY = {
             "version": 1,
             "format": "pytorch",
             "copies": [
-                {"tier": "ram", "device": -1, "state": "ready", "bytes": 8_200_000, "leases": 0},
+                {"tier": "ram", "device": -1, "state": "ready", "bytes": 8_200_000, "leases": 1},
                 {"tier": "device", "device": 0, "state": "ready", "bytes": 8_200_000, "leases": 2},
             ],
             "rate_per_s": 0.25,

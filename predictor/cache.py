@@ -16,11 +16,14 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from predictor.errors import DeadlineExceeded, HearthError, LoadFailed, ModelTooLarge, TooManyRequests, Unavailable
 from predictor.lease import History, Lease, Schema, Stage, Waiter, again
 from predictor.model import ModelRef, ModelSpec
 from predictor.policy.ledger import Ledger
-from predictor.policy.residency import RAM, Abort, Drop, Footprint, Grant, Place, Plan, Refuse, Skip, Start
+from predictor.policy.residency import RAM, Abort, Cause, Drop, Footprint, Grant, Place, Plan, Refuse, Skip, Start
+from predictor.report import Event
 from predictor.telemetry import Telemetry, Timeline
 from predictor.tiers.device import DeviceTier
 from predictor.tiers.ram import RamTier
@@ -38,6 +41,7 @@ class Cache:
 
     footprint    what a model takes in each place
     max_waiting  requests that may wait at once, and pre-loads that may be queued
+    wall_clock   seconds since the epoch, for what people read
     clock        seconds; asyncio's own clock ticks in milliseconds under uvloop, too coarse for a stage
     """
 
@@ -49,6 +53,7 @@ class Cache:
     timeline: Timeline
     max_waiting: int = 1000
     clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
     loads: int = 0
     drops: int = 0
     _specs: dict[ModelRef, ModelSpec] = field(default_factory=dict)
@@ -152,6 +157,11 @@ class Cache:
         """What is remembered of a model; an empty History where nothing is."""
         return self._histories.get(ref) or History()
 
+    def why(self, name: str) -> tuple[Event, ...]:
+        """What happened to every version of ``name``, oldest first."""
+        events = [event for ref, history in self._histories.items() if ref.name == name for event in history.events]
+        return tuple(sorted(events, key=lambda event: event.at_s))
+
     @property
     def waiting(self) -> int:
         """Requests that wait for a model."""
@@ -163,7 +173,7 @@ class Cache:
 
     # ---- carrying out ----------------------------------------------------------------------------------------
 
-    def _carry_out(self, plan: Plan, failure: HearthError | None = None) -> None:
+    def _carry_out(self, plan: Plan, failure: HearthError | None = None) -> None:  # noqa: C901 (one case an action)
         for action in plan:
             match action:
                 case Grant():
@@ -174,8 +184,10 @@ class Cache:
                         waiter.lease.set_exception(again(failure))
                 case Start(ref, target):
                     self._begin(ref, target, self._fetch(ref) if target == RAM else self._promote(ref, target))
-                case Drop(ref, place):
+                case Drop(ref, place, cause):
                     self._begin(ref, place, self._drop(ref, place))
+                    if cause is not None:
+                        self._note_drop(ref, place, cause)
                 case Abort(ref, place):
                     # A worker cannot be stopped in the middle of a build: it finishes, then the copy is dropped.
                     if place == RAM:
@@ -259,6 +271,7 @@ class Cache:
 
     def _finished(self, ref: ModelRef, place: Place, seconds: float) -> None:
         self._tasks.pop((ref, place), None)
+        self._note(ref, "loaded", place, seconds=seconds)
         self.telemetry.counter("hearth_loads_total", ref.name, place.tier.value, "ok").inc()
         self.telemetry.histogram("hearth_load_seconds", place.tier.value).observe(seconds)
         self._carry_out(self.ledger.finished(ref, place, seconds, self.clock()))
@@ -275,6 +288,7 @@ class Cache:
         else:
             known = LoadFailed(f"model {ref} could not be loaded into {place}: {type(error).__name__}: {error}")
             log.error("model %s could not be loaded into %s", ref, place, exc_info=error)
+        self._note(ref, "stopped" if aborted else "failed", place, cause=known.message)
         if not aborted:
             self._touch(ref).failure = known
         self._stages.pop(ref, None)
@@ -318,6 +332,29 @@ class Cache:
         history.load_s = load_s
         history.failure = None
         history.unloaded = False
+
+    def _note(self, ref: ModelRef, what: str, place: Place, *, seconds: float = 0.0, cause: str = "") -> None:
+        event = Event(self.wall_clock(), what, str(place), ref.version, seconds=seconds, cause=cause)
+        self._touch(ref).events.append(event)
+
+    def _note_drop(self, ref: ModelRef, place: Place, cause: Cause) -> None:
+        """Both sides remember: who was dropped, and who needed the room."""
+        newcomer = str(cause.newcomer or "")
+        event = Event(
+            self.wall_clock(),
+            "dropped",
+            str(place),
+            ref.version,
+            cause=cause.kind,
+            other=newcomer,
+            value=cause.value,
+            rate_per_s=cause.rate_per_s,
+            other_rate_per_s=cause.newcomer_rate_per_s,
+        )
+        self._touch(ref).events.append(event)
+        if cause.newcomer is not None:
+            mirrored = msgspec.structs.replace(event, what="pushed out", version=cause.newcomer.version, other=str(ref))
+            self._touch(cause.newcomer).events.append(mirrored)
 
     def _tidy(self, ref: ModelRef) -> None:
         if not self.ledger.knows(ref):

@@ -71,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("-o", "--output", choices=("table", "json"), default="table", help="[%(default)s]")
     models.set_defaults(run=_models)
 
+    why = commands.add_parser("why", help="what happened to a model: loads, drops and their reasons")
+    why.add_argument("name", metavar="NAME")
+    _add_address(why)
+    why.add_argument("-o", "--output", choices=("table", "json"), default="table", help="[%(default)s]")
+    why.set_defaults(run=_why)
+
     load = commands.add_parser("load", help="load models in the background")
     unload = commands.add_parser("unload", help="drop models from the device and from RAM")
     for parser_of_names, run in ((load, _load), (unload, _unload)):
@@ -130,6 +136,21 @@ def _models(given: argparse.Namespace) -> int:
     return 0
 
 
+def _why(given: argparse.Namespace) -> int:
+    import msgspec  # noqa: PLC0415
+
+    from predictor import why  # noqa: PLC0415
+
+    told = _admin(given).why(given.name)
+    if given.output == "json":
+        print(msgspec.json.encode(told).decode())
+    elif told.events:
+        print("\n".join(why.lines(told.events)))
+    else:
+        print(f"nothing happened to {given.name} since this pod started; the first request loads it")
+    return 0
+
+
 def _load(given: argparse.Namespace) -> int:
     answer = _admin(given).preload(given.names)
     if answer.accepted:
@@ -137,7 +158,9 @@ def _load(given: argparse.Namespace) -> int:
     if answer.unknown:
         told = f"the model store has no {', '.join(answer.unknown)}"
         print(f"hearth load: {told} (`hearth models` lists what it has)", file=sys.stderr)
-    return 1 if answer.unknown else 0
+    for name, reason in answer.refused.items():
+        print(f"hearth load: {name}: {reason}", file=sys.stderr)
+    return 1 if answer.unknown or answer.refused else 0
 
 
 def _unload(given: argparse.Namespace) -> int:

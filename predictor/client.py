@@ -9,13 +9,14 @@ import http.client
 import json
 import os
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import Final, TypeVar
 
 import msgspec
 
 from predictor.errors import HearthError, Unavailable
-from predictor.report import Residency
+from predictor.report import Residency, Why
 
 DEFAULT_ADDRESS: Final = "http://127.0.0.1:8082"
 MAX_ANSWER_BYTES: Final = 64 << 20
@@ -48,6 +49,7 @@ class Preloading(msgspec.Struct, frozen=True):
 
     accepted: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    refused: dict[str, str] = {}
 
 
 class Unloaded(msgspec.Struct, frozen=True):
@@ -56,7 +58,7 @@ class Unloaded(msgspec.Struct, frozen=True):
     unloaded: tuple[str, ...] = ()
 
 
-Told = TypeVar("Told", Residency, Timeline, Catalogue, Preloading, Unloaded)
+Told = TypeVar("Told", Why, Residency, Timeline, Catalogue, Preloading, Unloaded)
 
 
 class AdminClient:
@@ -88,6 +90,10 @@ class AdminClient:
     def catalogue(self) -> Catalogue:
         """The names of all models, resident or not."""
         return self._told(Catalogue, self._ask("/hearth/v1/catalogue"))
+
+    def why(self, name: str) -> Why:
+        """What happened to a model."""
+        return self._told(Why, self._ask(f"/hearth/v1/why/{urllib.parse.quote(name, safe='')}"))
 
     def metrics(self) -> str:
         """Every metric in Prometheus' text format."""

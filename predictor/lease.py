@@ -6,16 +6,21 @@ What stays out: when a lease is granted (policy/ledger.py) and who grants it (ca
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from predictor.errors import HearthError
 from predictor.model import ModelRef, TensorSpec
 from predictor.policy.residency import Place
+from predictor.report import Event
 from predictor.tiers.device import Buffer, DeviceTier
 from predictor.wire import Field, Loaded, Tensor
 from predictor.workers.worker import Answer
+
+REMEMBERED_EVENTS: Final = 50
+"""Per model and version. A model that thrashes fills this within a minute: enough to see that it does."""
 
 
 class Schema(NamedTuple):
@@ -36,6 +41,7 @@ class History:
 
     load_s   seconds its last complete load took, all hops
     failure  why its last load failed; None once one succeeded
+    events   what happened to it, oldest first
     unloaded somebody ordered it away, and nobody has asked for it since
     """
 
@@ -45,6 +51,7 @@ class History:
     failure: HearthError | None = None
     unloaded: bool = False
     last_used_s: float = 0.0
+    events: deque[Event] = field(default_factory=lambda: deque(maxlen=REMEMBERED_EVENTS))
 
 
 class Stage(NamedTuple):

@@ -71,6 +71,38 @@ class Residency(msgspec.Struct, frozen=True):
     drops: int = 0
 
 
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Something that happened to one version of a model.
+
+    at_s         moment, seconds since the epoch
+    what         ``loaded``, ``failed``, ``stopped`` (a pre-load made way), ``dropped`` or ``pushed out`` (another one)
+    place        ``ram`` or ``device 0``
+    seconds      what a load took
+    cause        of a drop: ``room``, ``order`` or ``lost``; of a failure: its message
+    other        who needed the room, or who was pushed out
+    value        what the dropped copy was worth: seconds of waiting saved per second and byte (policy/eviction.py)
+    rate_per_s   how often the dropped model was asked for; ``other_rate_per_s``: how often the one that needed room
+    """
+
+    at_s: float
+    what: str
+    place: str
+    version: int
+    seconds: float = 0.0
+    cause: str = ""
+    other: str = ""
+    value: float = 0.0
+    rate_per_s: float = 0.0
+    other_rate_per_s: float = 0.0
+
+
+class Why(msgspec.Struct, frozen=True):
+    """What happened to a model, oldest first, as far back as the pod remembers."""
+
+    model: str
+    events: tuple[Event, ...] = ()
+
+
 def place(tier: str, device: int) -> str:
     """A tier in words: there is one RAM, and possibly several devices."""
     return tier if device < 0 else f"{tier} {device}"

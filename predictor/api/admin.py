@@ -23,6 +23,7 @@ from predictor.api.pod import Pod
 from predictor.api.residency import residency
 from predictor.errors import HearthError, UnknownModel
 from predictor.model import ModelSpec
+from predictor.report import Why
 from predictor.telemetry import METRICS
 
 MAX_NAMES: Final = 10_000
@@ -104,6 +105,28 @@ class Unloaded(BaseModel):
     unloaded: list[str]
 
 
+class EventReport(BaseModel):
+    """Something that happened to one version of a model; fields that say nothing are left out."""
+
+    at_s: float = Field(description="Seconds since the epoch.")
+    what: str = Field(examples=["loaded", "failed", "stopped", "dropped", "pushed out"])
+    place: str = Field(examples=["ram", "device 0"])
+    version: int
+    seconds: float = Field(default=0.0, description="What a load took.")
+    cause: str = Field(default="", description="Of a drop: room, order or lost; of a failure: its message.")
+    other: str = Field(default="", description="Who needed the room, or who was pushed out.")
+    value: float = Field(default=0.0, description="Seconds of waiting the dropped copy saved per second and byte.")
+    rate_per_s: float = Field(default=0.0, description="How often the dropped model was asked for.")
+    other_rate_per_s: float = Field(default=0.0, description="How often the one that needed the room was.")
+
+
+class WhyReport(BaseModel):
+    """What happened to a model, oldest first."""
+
+    model: str
+    events: list[EventReport]
+
+
 class TimelineReport(BaseModel):
     """When this pod did what for the first time, in seconds since it was executed."""
 
@@ -157,6 +180,14 @@ def admin_app(pod: Pod) -> FastAPI:
     async def read_catalogue() -> Response:
         """Every model that can be asked for, resident or not."""
         return Response(msgspec.json.encode({"models": await pod.catalogue.names()}), media_type="application/json")
+
+    @app.get("/hearth/v1/why/{name}", response_model=WhyReport)
+    async def read_why(name: str) -> Response:
+        """What happened to a model: loads, drops and failures, with the numbers of the moment. Loads nothing."""
+        report = Why(name, pod.cache.why(name))
+        if not report.events and name not in await pod.catalogue.names():
+            raise UnknownModel(f"there is no model {name!r}, and none was here before")
+        return Response(msgspec.json.encode(report), media_type="application/json")
 
     @app.get("/metrics", response_class=Response)
     async def read_metrics() -> Response:

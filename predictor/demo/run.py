@@ -112,7 +112,9 @@ class _Demo:
         try:
             self._burst(plan, server, scene)
         except NoServer as gone:
-            raise DemoFailed(f"{gone.message}\n{self._children.last_words('serve')}") from gone
+            ended = server.process.poll()
+            told = "does not answer on its admin port" if ended is None else f"ended with status {ended}"
+            raise DemoFailed(f"hearth serve {told}\n{self._children.last_words('serve')}") from gone
         self._screen.show(summary(scene, alone=_alone(plan), clients=plan.clients))
         if not scene.tally.faultless:
             self._screen.show(Text("\n".join([*scene.tally.errors, self._children.last_words("serve")]), "red"))

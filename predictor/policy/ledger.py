@@ -35,6 +35,7 @@ from predictor.policy.residency import (
     RAM,
     Abort,
     Action,
+    Cause,
     Copy,
     Drop,
     Footprint,
@@ -169,9 +170,9 @@ class Ledger:
             if copy is None:
                 continue
             if copy.state is State.FILLING and copy.background:
-                actions += self._abort(copy)
+                actions += self._abort(copy, self._cause(copy, "order", now_s))
             elif copy.state is State.READY and not self._being_read(copy):
-                actions += self._drain(copy)
+                actions += self._drain(copy, self._cause(copy, "order", now_s))
         self._tidy(ref)
         return (*actions, *self._pump(now_s))
 
@@ -184,7 +185,7 @@ class Ledger:
         if not self._needs[ref].shares_ram:
             actions += self._let_go_of_source(copy)
         if copy.state is State.DRAINING:  # an abort that came too late
-            actions.append(Drop(ref, place))
+            actions.append(Drop(ref, place, copy.cause))
         else:
             copy.state = State.READY
             copy.load_s = seconds
@@ -215,7 +216,7 @@ class Ledger:
         actions: list[Action] = []
         for copy in [copy for copy in self._copies.values() if copy.place == place]:
             if copy.state is State.READY:
-                actions += self._drain(copy)
+                actions += self._drain(copy, self._cause(copy, "lost", now_s))
         return (*actions, *self._pump(now_s))
 
     # ---- decisions -------------------------------------------------------------------------------------------
@@ -252,7 +253,7 @@ class Ledger:
         if missing_bytes <= 0:
             return [self._start(ref, target, background=False)]
         blocked.add(target)
-        return self._make_room(target, missing_bytes, now_s)
+        return self._make_room(target, missing_bytes, ref, now_s)
 
     def _pump_preloads(self) -> list[Action]:
         actions: list[Action] = []
@@ -276,12 +277,14 @@ class Ledger:
             active += 1
         return actions
 
-    def _make_room(self, place: Place, missing_bytes: int, now_s: float) -> list[Action]:
+    def _make_room(self, place: Place, missing_bytes: int, newcomer: ModelRef, now_s: float) -> list[Action]:
         """Have copies dropped, or drained if all are in use, until ``missing_bytes`` are free or on their way to be."""
         here = [copy for copy in self._copies.values() if copy.place == place]
         missing_bytes -= sum(copy.size_bytes for copy in here if copy.state is State.DRAINING)
         if missing_bytes <= 0:
             return []
+        if place is not RAM and any(copy.state is State.FILLING and not copy.background for copy in here):
+            return []  # a worker builds one model at a time: room made now would only stand empty
         preloads = [copy for copy in here if copy.state is State.FILLING and copy.background]
         ready = [copy for copy in here if copy.state is State.READY and self._droppable(copy)]
         ready.sort(key=lambda copy: self._value(copy, now_s))
@@ -291,7 +294,8 @@ class Ledger:
             chosen = victims([*preloads, *idle, *(copy for copy in ready if self._in_use(copy))], missing_bytes)
         actions: list[Action] = []
         for copy in chosen or ():
-            actions += self._abort(copy) if copy.state is State.FILLING else self._drain(copy)
+            cause = self._cause(copy, "room", now_s, newcomer)
+            actions += self._abort(copy, cause) if copy.state is State.FILLING else self._drain(copy, cause)
         return actions
 
     def _droppable(self, copy: Copy) -> bool:
@@ -328,6 +332,10 @@ class Ledger:
     def _value(self, copy: Copy, now_s: float) -> float:
         return value(self.demand.rate(copy.ref, now_s), copy.load_s, copy.size_bytes)
 
+    def _cause(self, copy: Copy, kind: str, now_s: float, newcomer: ModelRef | None = None) -> Cause:
+        newcomer_rate = self.demand.rate(newcomer, now_s) if newcomer else 0.0
+        return Cause(kind, self._value(copy, now_s), self.demand.rate(copy.ref, now_s), newcomer, newcomer_rate)
+
     # ---- book-keeping ----------------------------------------------------------------------------------------
 
     def _ready(self, ref: ModelRef) -> Copy | None:
@@ -361,28 +369,30 @@ class Ledger:
         self._used[target] += size_bytes
         return Start(ref, target)
 
-    def _drain(self, copy: Copy) -> list[Action]:
+    def _drain(self, copy: Copy, cause: Cause) -> list[Action]:
         """No new leases; dropped when the last hold ends. Draining a RAM copy drains the device copies that share it."""
         assert copy.state is State.READY, f"drained while {copy.state}: {copy}"
         copy.state = State.DRAINING
+        copy.cause = cause
         if copy.holds == 0:
-            return [Drop(copy.ref, copy.place)]
+            return [Drop(copy.ref, copy.place, cause)]
         actions: list[Action] = []
         if copy.place is RAM and self._needs[copy.ref].shares_ram:
             for above in self._above(copy.ref):
                 if above.state is State.READY:
-                    actions += self._drain(above)
+                    actions += self._drain(above, cause)
         return actions
 
-    def _abort(self, copy: Copy) -> list[Action]:
+    def _abort(self, copy: Copy, cause: Cause) -> list[Action]:
         assert copy.state is State.FILLING, f"aborted while {copy.state}: {copy}"
         copy.state = State.DRAINING
+        copy.cause = cause
         return [Abort(copy.ref, copy.place)]
 
     def _unhold(self, copy: Copy) -> list[Action]:
         copy.holds -= 1
         assert copy.holds >= 0, f"released twice: {copy}"
-        return [Drop(copy.ref, copy.place)] if copy.holds == 0 and copy.state is State.DRAINING else []
+        return [Drop(copy.ref, copy.place, copy.cause)] if copy.holds == 0 and copy.state is State.DRAINING else []
 
     def _let_go_of_source(self, copy: Copy) -> list[Action]:
         """The RAM copy that ``copy`` was made from is not needed for it any more."""

@@ -9,7 +9,7 @@ ABSENT is not stored: a copy that is not in the books is absent.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from predictor.model import ModelRef, Tier
 
@@ -52,6 +52,23 @@ class Footprint:
     shares_ram: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a copy goes, with the numbers of that moment.
+
+    kind        ``room`` (a newcomer needs it), ``order`` (unloaded) or ``lost`` (its worker died)
+    value       what the copy was worth: eviction.value
+    rate_per_s  how often its model was asked for
+    newcomer    who needed the room, and how often that one was asked for; None where nobody did
+    """
+
+    kind: str
+    value: float
+    rate_per_s: float
+    newcomer: ModelRef | None = None
+    newcomer_rate_per_s: float = 0.0
+
+
 @dataclass(slots=True)
 class Copy:
     """One line of the books.
@@ -61,6 +78,7 @@ class Copy:
     holds_source  a device copy that still holds the RAM copy it is made from
     load_s        seconds its load took, measured; what it would cost to bring back
     background    a pre-load that nobody waits for: room for a request may be taken back from it
+    cause         why it drains; None while it does not
     """
 
     ref: ModelRef
@@ -71,6 +89,7 @@ class Copy:
     holds_source: bool = False
     load_s: float = 0.0
     background: bool = False
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +119,11 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Free the copy's bytes, then say ``dropped``."""
+    """Free the copy's bytes, then say ``dropped``. ``cause`` is for people: two Drops of one copy are equal."""
 
     ref: ModelRef
     place: Place
+    cause: Cause | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

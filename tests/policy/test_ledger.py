@@ -146,3 +146,16 @@ def test_who_waits_longer_claims_each_place_and_later_ones_wait_behind() -> None
 
 def test_places_have_names_for_people() -> None:
     assert (str(RAM), str(Place(3))) == ("ram", "device 3")
+
+
+def test_nothing_is_dropped_for_a_second_newcomer_while_the_first_is_built() -> None:
+    books = ledger(ram=30, device=10)
+    load(books, A, 5)
+    load(books, B, 5)
+    d, e = (ModelRef("default", name, 1) for name in "de")
+    books.wait(d, need(5), 1.0)
+    books.wait(e, need(5), 1.0)
+    assert books.finished(d, RAM, 1.0, 2.0) == (Drop(A, DEVICE),)
+    assert books.dropped(A, DEVICE, 2.0) == (Start(d, DEVICE),)
+    assert books.finished(e, RAM, 1.0, 2.0) == (), "B stays useful until d is built"
+    assert Drop(B, DEVICE) in books.finished(d, DEVICE, 0.1, 3.0)

@@ -169,6 +169,7 @@ def test_the_interactive_documentation_names_every_route(client: httpx.Client) -
         "/hearth/v1/unload",
         "/hearth/v1/timeline",
         "/hearth/v1/catalogue",
+        "/hearth/v1/why/{name}",
         "/metrics",
     }
 

@@ -78,6 +78,18 @@ async def test_a_hundred_first_requests_share_one_load() -> None:
     assert rig.ram.fetched["a"] == rig.device.promoted["a"] == 1
 
 
+async def test_both_sides_remember_why_a_copy_went() -> None:
+    rig = Rig(device_pages=1)
+    for name in "ab":
+        await rig.ask(model(name))
+    victim, newcomer = rig.cache.why("a")[-1], rig.cache.why("b")[-2]
+    assert (victim.what, victim.place, victim.cause, victim.other) == ("dropped", "device 0", "room", "b:1")
+    assert (newcomer.what, newcomer.other) == ("pushed out", "a:1")
+    assert victim.value == newcomer.value > 0.0
+    assert [event.what for event in rig.cache.why("a")] == ["loaded", "loaded", "dropped"]
+    assert rig.cache.why("nobody") == ()
+
+
 async def test_a_model_dropped_from_the_device_comes_back_from_ram() -> None:
     rig = Rig(device_pages=1)
     assert [await rig.ask(model(name)) for name in "aba"] == ["s3", "s3", "ram"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,29 +48,46 @@ def left_running(folder: Path) -> list[str]:
     return found
 
 
+def read_until(demo: subprocess.Popen[str], words: str) -> str:
+    """What the demo has said up to the line with these words. Bounded by the test's own time limit."""
+    assert demo.stdout is not None
+    told = ""
+    for line in demo.stdout:
+        told += line
+        if words in line:
+            return told
+    raise AssertionError(f"the demo ended without {words!r}:\n{told}")
+
+
 def test_the_demo_answers_everything_rightly_evicts_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    with running(["--requests", "200"], tmp_path) as demo:
-        told, _ = demo.communicate(timeout=TIMEOUT_S)
-    assert demo.returncode == 0, told
-    assert "200 requests from 4 clients" in told
-    assert "0 errors" in told
-    assert "no answer differs" in told
-    evictions = re.search(r"(\d+) evictions from the device, (\d+) from RAM", told)
-    assert evictions is not None, told
-    assert all(int(count) > 0 for count in evictions.groups()), told
-    assert "curl -s http://127.0.0.1:" in told
+    with running(["--requests", "200", "--keep"], tmp_path) as demo:
+        told = read_until(demo, "runs until Ctrl-C")
+        assert "200 requests from 4 clients" in told
+        assert " 0 errors" in told
+        assert "no answer differs" in told
+        evictions = re.search(r"(\d+) evictions from the device, (\d+) from RAM", told)
+        assert evictions is not None, told
+        assert all(int(count) > 0 for count in evictions.groups()), told
+
+        invited = re.search(r"curl -s (http://127.0.0.1:\d+/\S+) -d @(\S+/(\d).json)", told)
+        assert invited is not None, told
+        url, payload, digit = invited.groups()
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(url, Path(payload).read_bytes(), timeout=TIMEOUT_S) as response:
+            logits = json.loads(response.read())["outputs"][0]["data"]
+        assert logits.index(max(logits)) == int(digit)
+
+        demo.send_signal(signal.SIGINT)
+        rest, _ = demo.communicate(timeout=TIMEOUT_S)
+        assert demo.returncode == 0, told + rest
     assert left_running(tmp_path) == []
     assert list(tmp_path.glob("hearth-*")) == []
 
 
-def test_a_demo_that_is_told_to_end_ends_its_server_too(tmp_path: Path) -> None:
-    with running(["--requests", "100000"], tmp_path) as demo:
-        assert demo.stdout is not None
-        told = ""
-        for line in demo.stdout:
-            told += line
-            if "started hearth serve" in line:
-                break
+def test_a_demo_that_is_told_to_end_midway_leaves_nothing_behind(tmp_path: Path) -> None:
+    with running([], tmp_path) as demo:
+        told = read_until(demo, "imported torch")
+        assert any("predictor.demo.s3" in command for command in left_running(tmp_path))
         demo.send_signal(signal.SIGTERM)
         rest, _ = demo.communicate(timeout=TIMEOUT_S)
         assert demo.returncode == 128 + signal.SIGTERM, told + rest

@@ -195,6 +195,28 @@ def test_models_can_be_loaded_and_unloaded_by_order(pod: Server) -> None:
     assert pod.http.get("/v2/models/torch-3/ready").status_code == 200
 
 
+def test_why_tells_what_happened_to_a_model_and_loads_nothing(pod: Server) -> None:
+    pod.infer("onnx-2")
+    pod.admin.post("/hearth/v1/unload", json={"models": ["onnx-2"]})
+    address = f"http://127.0.0.1:{pod.admin_port}"
+    told = subprocess.run(
+        [sys.executable, "-m", "predictor.boot", "why", "onnx-2", "--address", address],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    ).stdout.splitlines()
+    assert [line[25:].split(" in ")[0] for line in told] == [
+        "version 1 came into ram",
+        "version 1 came into device 0",
+        "version 1 left device 0: somebody unloaded it",
+        "version 1 left ram: somebody unloaded it",
+    ]
+    assert pod.admin.get("/hearth/v1/why/onnx-3").json() == {"model": "onnx-3", "events": []}
+    assert pod.admin.get("/hearth/v1/why/nobody").status_code == 404
+    assert all(model["name"] != "onnx-3" for model in pod.residency()["models"])
+
+
 def test_overwritten_contents_are_served_after_the_next_look_at_the_bucket(s3: FakeS3) -> None:
     publish(s3, "changing", affine_onnx(scale=2.0))
     server = Server(s3, refresh_s="0.2")

@@ -2,9 +2,18 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# TORCH=cpu installs torch's small CPU build instead of the CUDA one that the package index serves by default.
-TORCH  ?= index
+# TORCH=cpu installs torch's small CPU build instead of the CUDA one that the package index serves by default. What is
+# installed stays chosen: after `make install TORCH=cpu` a plain `make demo` keeps the CPU build.
+CHOSEN := $(wildcard $(VENV)/.installed-*)
+TORCH  ?= $(patsubst $(VENV)/.installed-%,%,$(firstword $(CHOSEN) $(VENV)/.installed-index))
 STAMP  := $(VENV)/.installed-$(TORCH)
+ifeq ($(filter index cpu,$(TORCH)),)
+$(error TORCH=$(TORCH): it can be `index` or `cpu`)
+endif
+# Both builds have the same version, as far as pins can tell: without this the other one would pass for installed.
+SWITCH := $(if $(filter-out $(STAMP),$(CHOSEN)),--reinstall-package torch)
+
+RECENT := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python %d.%d is too old: make PYTHON=python3.11" % v[:2])
 
 .PHONY: help install demo test lint e2e lock reference clean
 .DEFAULT_GOAL := help
@@ -15,15 +24,17 @@ help:  ## this list
 install: $(STAMP)  ## create .venv with everything that is locked, and .venv/bin/hearth
 
 $(STAMP): pyproject.toml requirements/lock.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(PYTHON) -c '$(RECENT)' && $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore uv
 ifeq ($(TORCH),cpu)
-	$(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu --constraints requirements/lock.txt --editable '.[dev]'
+	$(BIN)/uv pip install --python $(BIN)/python $(SWITCH) --torch-backend cpu \
+	  --constraints requirements/lock.txt --editable '.[dev]'
 else
-	$(BIN)/uv pip install --python $(BIN)/python --requirements requirements/lock.txt
+	$(BIN)/uv pip install --python $(BIN)/python $(SWITCH) --requirements requirements/lock.txt
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
 endif
-	rm -f $(VENV)/.installed-* && touch $@
+	rm -f $(VENV)/.installed-*
+	touch $@
 
 demo: install  ## two dozen models share a device budget for six
 	$(BIN)/hearth demo

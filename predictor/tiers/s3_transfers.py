@@ -104,7 +104,7 @@ class Transfers:
     def _done(self, transfer: Transfer, part: asyncio.Future[None]) -> None:
         self._free += 1
         transfer.running -= 1
-        error = part.exception()
+        error = Stopped() if part.cancelled() else part.exception()  # cancelled: only by a loop that is torn down
         if error is not None and transfer.error is None:
             transfer.stop(error)
         if not transfer.waiting and not transfer.running:

@@ -90,8 +90,20 @@ class Namespace:
         return [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
     def wait_for_zero(self, service: str, *, timeout_s: float) -> None:
-        """Return when no pod serves. One that has been told to end stays Terminating for Knative's drain, some 30 s."""
-        eventually(lambda: None if self.live_pods(service) else True, what=f"{service} at zero pods", timeout_s=timeout_s)
+        """Return when no pod serves. One that has been told to end stays Terminating for Knative's drain, some 30 s.
+
+        Knative's own books must say zero, too: a request in the instant between is not forgotten, but was seen to wait
+        10 s until they were looked at again.
+        """
+
+        def look() -> bool | None:
+            scalers = self.items("podautoscalers", "--selector", f"serving.knative.dev/service={service}")
+            resting = all(
+                scaler["status"].get("actualScale") == scaler["status"].get("desiredScale") == 0 for scaler in scalers
+            )
+            return True if scalers and resting and not self.live_pods(service) else None
+
+        eventually(look, what=f"{service} at zero pods", timeout_s=timeout_s)
 
     def description(self) -> str:
         """What one wants to see of a failure: objects, events, and the ends of the containers' logs."""

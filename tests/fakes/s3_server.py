@@ -46,7 +46,8 @@ class Fault:
 
     operation     ``list``, ``get`` or "" for both
     key           one object; "" for all
-    status        answer this instead, with ``code``, ``headers`` and ``body``
+    status        answer this instead, with ``code`` and ``body``
+    headers       of the answer, in place of the right ones; "" for none
     delay_s       before the answer's first byte
     after_bytes   of the body ``then`` happens: ``stall``, ``close`` or ``reset``
     length_error  added to Content-Length; ``range_error`` to both ends of Content-Range
@@ -64,6 +65,7 @@ class Fault:
     after_bytes: int = 0
     then: str = ""
     ignore_range: bool = False
+    ignore_if_match: bool = False
     length_error: int = 0
     range_error: int = 0
     body: bytes = b""
@@ -130,9 +132,6 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the parent's name)
         return
 
-    def date_time_string(self, timestamp: float | None = None) -> str:
-        return formatdate(self.server.s3.clock() if timestamp is None else timestamp, usegmt=True)
-
     def do_GET(self) -> None:
         split = urlsplit(f"http://any{self.path}")  # so that a key that begins with a slash is no host
         bucket, _, key = unquote(split.path[1:]).partition("/")
@@ -158,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         if stored is None:
             return self._error(404, "NoSuchKey", fault)
         wanted = self.headers.get("If-Match")
-        if wanted is not None and wanted.strip('"') not in {"*", stored.etag}:
+        if wanted is not None and wanted.strip('"') not in {"*", stored.etag} and not fault.ignore_if_match:
             return self._error(412, "PreconditionFailed", fault)
         size = len(stored.data)
         headers = {
@@ -209,14 +208,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _error(self, status: int, code: str, fault: Fault) -> None:
         body = fault.body or f"<Error><Code>{code}</Code><Message>as ordered</Message></Error>".encode()
-        self._send(status, {"Content-Type": "application/xml", **fault.headers}, body, replace(fault, body=b""))
+        self._send(status, {"Content-Type": "application/xml"}, body, replace(fault, body=b""))
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, fault: Fault) -> None:
         body = fault.body or body
-        self.send_response(status)
+        now = formatdate(self.server.s3.clock(), usegmt=True)
+        headers = {"Date": now, **headers, "Content-Length": str(len(body) + fault.length_error), **fault.headers}
+        self.send_response_only(status)
         for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body) + fault.length_error))
+            if value:
+                self.send_header(name, value)
         self.end_headers()
         whole = memoryview(body)
         end = min(fault.after_bytes, len(body)) if fault.then else len(body)
@@ -225,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault.trickle_s:
                 self.server.s3.wait_until_healed(fault.trickle_s)
             self.wfile.write(whole[start : min(start + step, end)])
-        if fault.length_error > 0:
+        if fault.length_error > 0 or not headers["Content-Length"]:
             self.close_connection = True
         match fault.then:
             case "stall":

@@ -72,6 +72,9 @@ SURVIVED = {
     "a Content-Length that is too long": Fault(2, "get", length_error=10),
     "a Content-Length that is too short": Fault(2, "get", length_error=-10),
     "another range than asked": Fault(2, "get", range_error=1),
+    "no Content-Range": Fault(2, "get", headers={"Content-Range": ""}),
+    "no Content-Length": Fault(2, "get", headers={"Content-Length": ""}),
+    "a length other than asked": Fault(2, "get", headers={"Content-Range": "bytes 0-9/*"}),
     "no range at all": Fault(None, "get", ignore_range=True),
     "an error in the listing": Fault(2, "list", status=503, code="SlowDown"),
     "a listing that is cut off": Fault(2, "list", after_bytes=100, then="close"),
@@ -134,6 +137,20 @@ async def test_what_would_be_answered_the_same_again_is_asked_once_and_told_with
     assert f"s3://{BUCKET}/" + (KEY if fault.operation == "get" else "") in str(raised.value)
     assert "fake-secret" not in str(raised.value)
     assert s3.gets(BUCKET, KEY) == (1 if fault.operation == "get" else 0)
+
+
+@pytest.mark.parametrize("headers", [{"Content-Range": f"bytes 0-{PART_BYTES - 1}/{SIZE + 1}"}, {"ETag": '"another"'}])
+async def test_a_server_that_does_not_know_if_match_does_not_mix_objects_either(s3: FakeS3, headers: dict[str, str]) -> None:
+    s3.fault(Fault(None, "get", headers=headers, ignore_if_match=True))
+    async with opened(s3.environment(), fetch_concurrency=1) as store:
+        with pytest.raises(ObjectChanged, match=KEY):
+            await fetched(store)
+
+
+async def test_a_server_that_tells_no_time_is_taken_to_have_ours(s3: FakeS3) -> None:
+    s3.fault(Fault(1, "list", headers={"Date": ""}))
+    async with opened(s3.environment()) as store:
+        assert abs((await store.listing(KEY)).date_s - time.time()) < 60
 
 
 async def test_an_object_swapped_under_a_fetch_is_never_mixed(s3: FakeS3) -> None:

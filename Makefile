@@ -15,6 +15,9 @@ SWITCH := $(if $(filter-out $(STAMP),$(CHOSEN)),--reinstall-package torch)
 
 RECENT := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python %d.%d is too old: make PYTHON=python3.11" % v[:2])
 
+# Some environments forbid bytecode: every import of torch then compiles it anew (3 s instead of 1.2).
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help install demo test lint e2e lock reference clean
 .DEFAULT_GOAL := help
 
@@ -55,9 +58,16 @@ e2e: install  ## a pool on a real cluster, from zero and back (KUBECONFIG and HE
 reference: install  ## write docs/reference/{settings,metrics,errors}.md anew
 	$(BIN)/python -m predictor.reference
 
-lock:  ## resolve the dependencies anew (needs uv on the PATH)
-	uv pip compile pyproject.toml --extra dev --python-version 3.11 --universal --upgrade \
-	  --no-emit-index-url --no-emit-find-links --no-header --output-file requirements/lock.txt
+COMPILE := uv pip compile --quiet --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header
+
+lock:  ## resolve the dependencies anew (needs uv on the PATH), and the image's two slices of them
+	$(COMPILE) --universal --upgrade --extra dev pyproject.toml --output-file requirements/lock.txt
+	echo torch | $(COMPILE) --no-annotate --constraints requirements/lock.txt - >$(VENV)/torch.txt
+	echo torch >$(VENV)/excluded.txt
+	$(COMPILE) --no-annotate --constraints requirements/lock.txt --excludes $(VENV)/excluded.txt pyproject.toml >$(VENV)/predictor.txt
+	for slice in torch predictor; do \
+	  { grep '^#' requirements/$$slice.txt; cat $(VENV)/$$slice.txt; } >$(VENV)/slice.txt && mv $(VENV)/slice.txt requirements/$$slice.txt; \
+	done
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

@@ -7,6 +7,7 @@ Also the console command's entry: whatever is not ``serve`` is cli.py's.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -51,7 +52,11 @@ def serve(arguments: list[str]) -> int:
     except OSError as error:
         print(f"hearth serve: {error.strerror or error}", file=sys.stderr)  # noqa: T201 (no log is set up yet)
         return 1
+    gc.disable()  # what is imported stays: nothing to collect until that is over (engine/__main__.py has the figures)
     from predictor.__main__ import run  # noqa: PLC0415 (everything heavy hangs on this import)
+
+    gc.freeze()
+    gc.enable()
 
     return run(booted)
 

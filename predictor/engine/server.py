@@ -56,8 +56,8 @@ def serve(kind: str, threads: int, *, stream: socket.socket, control: socket.soc
     device = CpuDevice()
     device.check()
     # Everything imported so far lives as long as the process: a collection after an unload need not look at it.
-    gc.collect()
     gc.freeze()
+    gc.enable()
     server = Server(stream, control, page, device=device, threads=threads)
     server.send(Hello(pid=os.getpid(), imported_s=imported_s, runtimes={"torch": str(torch.__version__)}))
     threading.Thread(target=server.build_for_ever, name="build", daemon=True).start()

@@ -220,7 +220,7 @@ class Requests:
             )
         action = "s3:ListBucket on the bucket" if errand.operation == "list" else "s3:GetObject on the object"
         match status:
-            case 404:
+            case 404 if code in {"", "NoSuchBucket", "NoSuchKey"}:
                 why = f"there is no such bucket at {url}; check HEARTH_MODELS and AWS_ENDPOINT_URL"
             case _ if code == "RequestTimeTooSkewed":
                 why = "this machine's clock is more than 15 minutes off"
@@ -231,7 +231,7 @@ class Requests:
             case _ if status in _REDIRECTS:
                 return self._redirected(errand)
             case _:
-                why = f"the model store is {url}"
+                why = f"the model store is {url}; check the AWS credentials, HEARTH_MODELS and AWS_ENDPOINT_URL"
         return StoreRefused(f"{named}: S3 answered {answer}: {why}")
 
     def _redirected(self, errand: Errand[T]) -> StoreRefused:

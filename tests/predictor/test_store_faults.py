@@ -121,6 +121,7 @@ REFUSED: dict[str, tuple[Fault, type[HearthError], str]] = {
     "a deleted object": (Fault(None, "get", status=404, code="NoSuchKey"), ObjectChanged, "overwritten or deleted"),
     "a shorter object": (Fault(None, "get", status=416, code="InvalidRange"), ObjectChanged, "overwritten or deleted"),
     "a redirect to nowhere": (Fault(None, "get", status=307, code="TemporaryRedirect"), StoreRefused, "redirects"),
+    "an unknown user": (Fault(None, "list", status=404, code="UserNotFound"), StoreRefused, "check the AWS credentials"),
     "nonsense": (Fault(None, "get", status=418, code="Teapot"), StoreRefused, "418 Teapot"),
     "an error page": (Fault(None, "get", status=403, body=b"<html>no</html>"), StoreRefused, "403 Forbidden"),
 }

@@ -131,7 +131,11 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    parts = _build(settings, booted)
+    try:
+        parts = _build(settings, booted)
+    except HearthError as error:  # what the AWS variables say makes no sense
+        log.error("%s", error)  # noqa: TRY400 (the sentence tells; the traceback does not)
+        return 2
     pod = parts.pod
     preloading = asyncio.create_task(_preload(settings.preload, parts.catalogue, pod.cache), name="preload")
     for worker in parts.workers:

@@ -336,6 +336,15 @@ def test_wrong_settings_end_with_a_sentence_each(s3: FakeS3) -> None:
     assert "Traceback" not in logged
 
 
+def test_aws_settings_that_make_no_sense_are_told(s3: FakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "environment", lambda: {"AWS_ENDPOINT_URL": "ftp://nowhere"})
+    process = Server(s3).process
+    _, logged = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert "AWS_ENDPOINT_URL must be http://HOST or https://HOST" in logged
+    assert "Traceback" not in logged
+
+
 def test_a_taken_port_is_named(s3: FakeS3) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -74,6 +74,14 @@ class Bench:
     def pid(self) -> int:
         return self.hellos[-1].pid
 
+    async def until_it_computes(self) -> None:
+        """Only the worker knows when, and it says so on the page it shares with the front."""
+        spawned = self.worker._spawned
+        assert spawned is not None
+        async with asyncio.timeout(30):
+            while spawned.page[:8] == bytes(8):  # noqa: ASYNC110 (another process writes it)
+                await asyncio.sleep(0.01)
+
     def mapped(self) -> int:
         """Arenas that the worker maps."""
         return sum("memfd:hearth:" in line and "running" not in line for line in _maps(self.pid))
@@ -169,7 +177,7 @@ async def test_the_request_inside_a_killed_worker_fails_and_those_behind_it_may_
     ref = await bench.load("slow", affine_pytorch(scale=1.0), sleep_s=2.0)
     deaths, lost = len(bench.deaths), bench.lost
     requests = [bench.ask(ref, *X) for _ in range(3)]
-    await asyncio.sleep(0.3)  # until the first is being computed: only the worker knows when
+    await bench.until_it_computes()
     os.kill(bench.pid, signal.SIGKILL)
     first, *others = await asyncio.gather(*requests, return_exceptions=True)
     assert type(first) is WorkerDied

@@ -18,7 +18,7 @@ RECENT := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python %d.
 # Some environments forbid bytecode: every import of torch then compiles it anew (3 s instead of 1.2).
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install demo test lint e2e lock reference clean
+.PHONY: help install demo test soak lint e2e lock reference clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -44,6 +44,10 @@ demo: install  ## two dozen models share a device budget for six
 
 test: install  ## the whole test suite; policy/ must be covered branch by branch
 	$(BIN)/python -m pytest --cov=predictor.policy --cov-branch --cov-report=term:skip-covered --cov-fail-under=100
+
+soak: install  ## what takes long: the simulation with 100,000 events a seed, a pod under 20,000 requests
+	SOAK_SIM_EVENTS=100000 SOAK_SIM_SEEDS=8 $(BIN)/python -m pytest tests/sim -q
+	SOAK_REQUESTS=20000 SOAK_TURNS=200 $(BIN)/python -m pytest tests/predictor/test_many_models.py tests/predictor/test_pod_tiers.py -q -s
 
 lint: install  ## ruff, mypy, import-linter, house tests
 	$(BIN)/ruff check .

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import os
 import signal
 import socket
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import uvloop
 from pydantic import ValidationError
@@ -21,18 +23,33 @@ from predictor.boot import Booted, boot
 from predictor.cache import Cache
 from predictor.catalogue import Catalogue
 from predictor.errors import HearthError
+from predictor.hops import Hops
+from predictor.model import Tier
 from predictor.policy.demand import Demand
+from predictor.policy.eviction import Rules
 from predictor.policy.ledger import Ledger
+from predictor.policy.residency import RAM, Place
+from predictor.profiles import Profiles
 from predictor.settings import Settings
 from predictor.telemetry import Telemetry, Timeline
-from predictor.tiers.budgets import budgets
-from predictor.tiers.device import WorkerDevice, footprint
+from predictor.tiers.budgets import NoBudget, budgets, memory_limit
+from predictor.tiers.device import Placement, WorkerDevice
+from predictor.tiers.disk import Disk
 from predictor.tiers.ram import SharedMemory
+from predictor.tiers.slabs import AHEAD_BYTES, SlabPool
 from predictor.tiers.store import S3Store
 from predictor.wire import Hello
 from predictor.workers.worker import Worker
 
 log = logging.getLogger("hearth")
+
+HEAP_BYTES: Final = 256 << 20
+"""What a worker may allocate beyond its device's budget and the request bodies: its heap's slack, and the runtimes' own."""
+
+RESCAN_S: Final = 60.0
+
+TOUCH_AFTER_S: Final = 10.0
+"""When the RAM pool's memory begins to be touched ahead of its use: a cold start needs the CPU for itself."""
 
 
 def run(booted: Booted) -> int:
@@ -47,11 +64,8 @@ def run(booted: Booted) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    if settings.device == "cuda":
-        log.error("HEARTH_DEVICE=cuda: this version computes on the CPU only; set HEARTH_DEVICE=auto or cpu")
-        return 2
-    if settings.device == "auto" and Path("/dev/nvidia0").exists():
-        log.warning("a GPU is present, but this version computes on the CPU only")
+    if booted.kind == "cuda":
+        log.warning("computing on CUDA devices has not been verified on a GPU yet; HEARTH_DEVICE=cpu computes on the CPU")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings, booted))
 
@@ -62,6 +76,8 @@ class Parts(NamedTuple):
     pod: Pod
     store: S3Store
     ram: SharedMemory
+    disk: Disk | None
+    profiles: Profiles
     catalogue: Catalogue
     workers: tuple[Worker, ...]
 
@@ -77,9 +93,23 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         on_bytes=telemetry.counter("hearth_fetched_bytes_total").inc,
         on_first_ask=functools.partial(_soon, loop, timeline),
     )
-    ram = SharedMemory(store)
+    bytes_of = budgets(settings, booted.kind)
+    # Memory that the container was given is nobody else's: all of it may be touched before it is needed.
+    pool = SlabPool(bytes_of[RAM], ahead_bytes=AHEAD_BYTES if memory_limit() is None else bytes_of[RAM])
+    ram = SharedMemory(store, pool)
     catalogue = Catalogue.from_settings(settings, store)
-    ledger = Ledger(budgets(settings), Demand())
+    rules = Rules(settings.min_residency_s, settings.idle_ttl_s or math.inf, settings.tenant_floors)
+    ledger = Ledger({**bytes_of, RAM: pool.size_bytes}, Demand(), rules)
+    disk = _disk(settings, telemetry, store.origin)
+    copies = settings.cpu_copy or booted.kind == "cuda"
+    placement = Placement(copies, pool.slab_bytes, disk.disk_bytes if disk is not None else None)
+    profiles = Profiles(
+        placement,
+        functools.partial(_runtime, booted.kind),
+        Path(settings.disk_path) / "profiles" if disk is not None else None,
+        functools.partial(loop.run_in_executor, None),
+        device_bytes=max(size_bytes for place, size_bytes in bytes_of.items() if place.tier is Tier.DEVICE),
+    )
 
     def imported(hello: Hello) -> None:
         timeline.mark("imported", hello.imported_s)
@@ -94,8 +124,10 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     workers = tuple(
         Worker(
             device=device,
-            kind="cpu",
+            kind=booted.kind,
+            limit_bytes=bytes_of[Place(device)] + settings.max_body_bytes_in_flight + HEAP_BYTES,
             threads=booted.threads,
+            pool=pool,
             build_timeout_s=settings.build_timeout_s,
             execute_timeout_s=settings.execute_timeout_s,
             on_ready=imported,
@@ -105,15 +137,8 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         )
         for device, spawned in enumerate(booted.workers)
     )
-    cache = Cache(
-        ledger,
-        ram,
-        [WorkerDevice(worker, ram, copy=settings.cpu_copy) for worker in workers],
-        functools.partial(footprint, copy=settings.cpu_copy),
-        telemetry,
-        timeline,
-        max_waiting=settings.max_waiting,
-    )
+    devices = [WorkerDevice(worker, ram, copy=copies, budget_bytes=ledger.budgets[Place(worker.device)]) for worker in workers]
+    cache = Cache(ledger, Hops(ram, devices, disk), profiles, telemetry, timeline, max_waiting=settings.max_waiting)
     pod = Pod(
         settings=settings,
         name=settings.pod or os.environ.get("HOSTNAME") or socket.gethostname(),
@@ -122,9 +147,31 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         telemetry=telemetry,
         timeline=timeline,
         device_failure=lambda: "; ".join(worker.failure for worker in workers if worker.failure),
+        disk_degraded=lambda: disk.degraded if disk is not None else "",
     )
     _watch(telemetry, cache)
-    return Parts(pod, store, ram, catalogue, workers)
+    telemetry.gauge("hearth_pool_touched_bytes").set_function(lambda: pool.touched_bytes)
+    telemetry.gauge("hearth_disk_degraded").set_function(lambda: bool(pod.disk_degraded()))
+    return Parts(pod, store, ram, disk, profiles, catalogue, workers)
+
+
+def _runtime(kind: str) -> str:
+    """What profiles are true for, besides the model."""
+    from importlib.metadata import version  # noqa: PLC0415 (25 ms that no cold start should pay)
+
+    return f"{kind} torch {version('torch')} onnxruntime {version('onnxruntime')}"
+
+
+def _disk(settings: Settings, telemetry: Telemetry, origin: str) -> Disk | None:
+    """The disk tier; None: it is not wanted."""
+    if not settings.disk_path:
+        return None
+    return Disk(
+        Path(settings.disk_path),
+        origin=origin,
+        on_written=telemetry.counter("hearth_disk_bytes_total", "written").inc,
+        on_read=telemetry.counter("hearth_disk_bytes_total", "read").inc,
+    )
 
 
 async def _serve(settings: Settings, booted: Booted) -> int:
@@ -133,11 +180,16 @@ async def _serve(settings: Settings, booted: Booted) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     try:
         parts = _build(settings, booted)
-    except HearthError as error:  # what the AWS variables say makes no sense
+    except (HearthError, NoBudget) as error:  # what the AWS variables say makes no sense, or a budget has to be said
         log.error("%s", error)  # noqa: TRY400 (the sentence tells; the traceback does not)
         return 2
     pod = parts.pod
-    preloading = asyncio.create_task(_preload(settings.preload, parts.catalogue, pod.cache), name="preload")
+    await _adopt(parts)
+    adopting = asyncio.create_task(_adopt_later(parts), name="adopt")
+    for name in settings.pin:
+        pod.cache.pin(name)
+    wanted = dict.fromkeys((*settings.pin, *settings.preload))
+    preloading = asyncio.create_task(_preload(wanted, parts.catalogue, pod.cache), name="preload")
     for worker in parts.workers:
         await worker.start()
     inference, admin = HttpServer.inference(pod), HttpServer.admin(pod)
@@ -151,21 +203,43 @@ async def _serve(settings: Settings, booted: Booted) -> int:
         booted.admin.getsockname()[1],
         ", ".join(f"{place} {size_bytes / 1e6:.0f} MB" for place, size_bytes in pod.cache.ledger.budgets.items()),
     )
+    asyncio.get_running_loop().call_later(TOUCH_AFTER_S, parts.ram.pool.touch_from_now_on)
     await stopping.wait()
     log.info("draining: %d requests in flight, at most %.0f s", pod.in_flight, settings.drain_timeout_s)
     pod.state = PodState.DRAINING
     preloading.cancel()
+    adopting.cancel()
     await inference.drain(settings.drain_timeout_s)
     await admin.drain(1.0)
     await asyncio.gather(*(worker.stop(5.0) for worker in parts.workers))
     await pod.cache.close()
     await parts.catalogue.close()
     await parts.store.close()
+    if parts.disk is not None:
+        await parts.disk.close()
     parts.ram.close()
     return 0
 
 
-async def _preload(names: tuple[str, ...], catalogue: Catalogue, cache: Cache) -> None:
+async def _adopt(parts: Parts) -> None:
+    """Take over what an earlier process left on disk: whole copies, the oldest first, and what it measured."""
+    if parts.disk is None:
+        return
+    kept, _ = await asyncio.gather(parts.disk.scan(), asyncio.to_thread(parts.profiles.read))
+    for copy in kept:
+        parts.pod.cache.adopt(copy.ref, copy.size_bytes)
+    if kept:
+        log.info("models on disk already: %d", len(kept))
+
+
+async def _adopt_later(parts: Parts) -> None:
+    """Where the disk could not be had at the start, ask for it again: the pod before this one may still have ended."""
+    while parts.disk is not None and not parts.disk.ready:
+        await asyncio.sleep(RESCAN_S)
+        await _adopt(parts)
+
+
+async def _preload(names: Iterable[str], catalogue: Catalogue, cache: Cache) -> None:
     """Queue the models an operator or controller wants at start, most wanted first."""
     for name in names:
         try:
@@ -179,6 +253,10 @@ def _soon(loop: asyncio.AbstractEventLoop, timeline: Timeline) -> None:
     loop.call_soon_threadsafe(timeline.mark, "asked")
 
 
+def _churns(cache: Cache, place: Place) -> bool:
+    return cache.ledger.churn[place].look(cache.clock()) is not None
+
+
 def _watch(telemetry: Telemetry, cache: Cache) -> None:
     """Let the gauges read the books whenever somebody scrapes them."""
     telemetry.gauge("hearth_waiting_requests").set_function(lambda: cache.waiting)
@@ -187,7 +265,11 @@ def _watch(telemetry: Telemetry, cache: Cache) -> None:
         labels = (place.tier.value, str(place.device) if place.device >= 0 else "")
         telemetry.gauge("hearth_budget_bytes", *labels).set(budget)
         telemetry.gauge("hearth_reserved_bytes", *labels).set_function(functools.partial(ledger.used_bytes, place))
-        telemetry.gauge("hearth_resident_bytes", *labels).set_function(functools.partial(ledger.ready_bytes, place))
+        telemetry.gauge("hearth_resident_bytes", *labels).set_function(functools.partial(ledger.books.ready_bytes, place))
+        if place.tier is Tier.DEVICE:
+            telemetry.gauge("hearth_headroom_bytes", *labels).set_function(functools.partial(ledger.books.headroom, place))
+        if place in ledger.churn:
+            telemetry.gauge("hearth_churn_alarm", *labels).set_function(functools.partial(_churns, cache, place))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ BACKLOG: Final = 1024
 class Booted(NamedTuple):
     """What the front finds done when it starts.
 
+    kind         what to compute on: ``cpu`` or ``cuda``
     threads      for each worker's computations
     workers      one per device, importing torch by now
     listening_s  moment of CLOCK_BOOTTIME
@@ -30,6 +31,7 @@ class Booted(NamedTuple):
 
     inference: socket.socket
     admin: socket.socket
+    kind: str
     threads: int
     workers: tuple[Spawned, ...]
     listening_s: float
@@ -69,8 +71,14 @@ def boot() -> Booted:
     listening_s = time.clock_gettime(time.CLOCK_BOOTTIME)
     count = max(1, _number("HEARTH_DEVICE_COUNT", 1))
     threads = max(1, cpu_quota() // count)
-    workers = tuple(spawn(device, "cpu", threads) for device in range(count))
-    return Booted(inference, admin, threads, workers, listening_s)
+    kind = _kind(os.environ.get("HEARTH_DEVICE", "auto"))
+    workers = tuple(spawn(device, kind, threads) for device in range(count))
+    return Booted(inference, admin, kind, threads, workers, listening_s)
+
+
+def _kind(wanted: str) -> str:
+    """``cuda`` where it is asked for, or where nobody says otherwise and the container was given a GPU."""
+    return "cuda" if wanted == "cuda" or (wanted == "auto" and os.path.exists("/dev/nvidia0")) else "cpu"  # noqa: PTH110 (pathlib takes 3 ms)
 
 
 def _listen(host: str, variable: str, default: int) -> socket.socket:

@@ -10,45 +10,49 @@ What stays out: who should be where (policy/ledger.py), how bytes move (tiers/).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Final
 
-import msgspec
-
-from predictor.errors import DeadlineExceeded, HearthError, LoadFailed, ModelTooLarge, TooManyRequests, Unavailable
-from predictor.lease import History, Lease, Schema, Stage, Waiter, again
-from predictor.model import ModelRef, ModelSpec
+from predictor import why
+from predictor.chronicle import Chronicle
+from predictor.errors import DeadlineExceeded, HearthError, ModelTooLarge, TooManyRequests, Unavailable
+from predictor.hops import Hops
+from predictor.lease import History, Journeys, Lease, Waiter, again
+from predictor.model import ModelRef, ModelSpec, Tier
 from predictor.policy.ledger import Ledger
-from predictor.policy.residency import RAM, Abort, Cause, Drop, Footprint, Grant, Place, Plan, Refuse, Skip, Start
+from predictor.policy.residency import DISK, RAM, Abort, Action, Drop, Footprint, Grant, Place, Plan, Refuse, Skip, Start
+from predictor.profiles import Profiles
 from predictor.report import Event
 from predictor.telemetry import Telemetry, Timeline
-from predictor.tiers.device import DeviceTier
-from predictor.tiers.ram import RamTier
-from predictor.wire import Loaded
+from predictor.tiers.disk_files import DiskFault
 
 log = logging.getLogger(__name__)
 
-REMEMBERED_MODELS: Final = 100_000
-"""Models whose schema, last failure and load time are kept while they are not resident."""
+TICK_S: Final = 0.001  # the loop's timers count whole milliseconds: one that rang early would ring again
+
+SETTLE_S: Final = 5.0
+"""How long a build that ran out of memory waits for others to make room before it is tried once more."""
 
 
 @dataclass(slots=True)
 class Cache:
     """Hands out leases and keeps the tiers in step with the ledger.
 
-    footprint    what a model takes in each place
+    hops         the tiers
+    profiles     what a model takes in each place
     max_waiting  requests that may wait at once, and pre-loads that may be queued
     wall_clock   seconds since the epoch, for what people read
     clock        seconds; asyncio's own clock ticks in milliseconds under uvloop, too coarse for a stage
     """
 
     ledger: Ledger
-    ram: RamTier
-    devices: Sequence[DeviceTier]
-    footprint: Callable[[ModelSpec], Footprint]
+    hops: Hops
+    profiles: Profiles
     telemetry: Telemetry
     timeline: Timeline
     max_waiting: int = 1000
@@ -57,35 +61,45 @@ class Cache:
     loads: int = 0
     drops: int = 0
     _specs: dict[ModelRef, ModelSpec] = field(default_factory=dict)
-    _histories: dict[ModelRef, History] = field(default_factory=dict)
+    _chronicle: Chronicle = field(init=False)
     _waiters: dict[int, Waiter] = field(default_factory=dict)
-    _stages: dict[ModelRef, list[Stage]] = field(default_factory=dict)
+    _journeys: Journeys = field(default_factory=Journeys)
     _tasks: dict[tuple[ModelRef, Place], asyncio.Task[None]] = field(default_factory=dict)
     _gone: asyncio.Event = field(default_factory=asyncio.Event)
+    _timer: tuple[float, asyncio.TimerHandle] | None = None
+
+    def __post_init__(self) -> None:
+        self._chronicle = Chronicle(self.wall_clock, lambda: {copy.ref for copy in self.ledger.copies()})
 
     # ---- requests --------------------------------------------------------------------------------------------
 
-    def hit(self, ref: ModelRef) -> Lease | None:
-        """A lease on a model that is ready now; None: it has to be waited for, with ``lease``."""
+    def hit(self, ref: ModelRef, elements: int = 0) -> Lease | None:
+        """A lease on a model that is ready now; None: it has to be waited for, with ``lease``.
+
+        elements  of all inputs together: a request larger than the model was measured with needs room made for it first
+        """
+        history = self._chronicle.get(ref)
+        if history is None or elements > history.limit:
+            return None
         now_s = self.clock()
         place = self.ledger.hit(ref, now_s)
         if place is None:
             return None
-        history = self._histories[ref]
         history.last_used_s = now_s
-        return Lease(ref, place, history.schema, self.devices[place.device], self.release)
+        return Lease(ref, place, history.schema, self.hops.devices[place.device], self.release)
 
-    async def lease(self, spec: ModelSpec, *, deadline_s: float) -> Lease:
-        """Wait until the model is ready, loading it if nobody does yet.
+    async def lease(self, spec: ModelSpec, *, deadline_s: float, elements: int = 0) -> Lease:
+        """Wait until the model is ready, loading it if nobody does yet, and until its device has room for the request.
 
         deadline_s  moment of the loop's clock
+        elements    as for ``hit``
 
         Raises ModelTooLarge, Unavailable (waiting room full), DeadlineExceeded, and whatever failed the load.
         """
-        lease = self.hit(spec.ref)
+        lease = self.hit(spec.ref, elements)
         if lease is not None:
             return lease
-        need = self._admit(spec)
+        need = self._admit(spec, elements)
         loop = asyncio.get_running_loop()
         if len(self._waiters) >= self.max_waiting:
             raise Unavailable(
@@ -93,7 +107,7 @@ class Cache:
                 retry_after_s=max(1.0, self.history(spec.ref).load_s),
             )
         self._specs[spec.ref] = spec
-        waiter = Waiter(spec.ref, self.clock(), loop.create_future())
+        waiter = Waiter(spec.ref, self.clock(), loop.create_future(), elements)
         ticket, plan = self.ledger.wait(spec.ref, need, waiter.arrived_s)
         self._waiters[ticket] = waiter
         self._carry_out(plan)
@@ -112,28 +126,53 @@ class Cache:
 
     def release(self, lease: Lease) -> None:
         """End a lease; called by the lease."""
-        self._carry_out(self.ledger.release(lease.ref, lease.place))
+        self._carry_out(self.ledger.release(lease.ref, lease.place, self.clock()))
         self._tidy(lease.ref)
+
+    def learn(self, lease: Lease, peak_bytes: int) -> None:
+        """The largest request so far ended and was measured; called by the lease, before it is released."""
+        spec = self._specs[lease.ref]
+        self.profiles.ran(spec, lease.elements, peak_bytes)
+        self._rebook(spec)
+
+    def exhausted(self, ref: ModelRef, elements: int) -> None:
+        """A request ran out of memory: ask for a lease once more, and more room is made, up to the whole device."""
+        spec = self._specs.get(ref)
+        if spec is not None:
+            self.profiles.exhausted(spec, elements)
+            self._chronicle.touch(ref).limit = self.profiles.of(spec).limit
 
     def preload(self, spec: ModelSpec) -> None:
         """Load in the background, in free room only. Raises ModelTooLarge, TooManyRequests (too many queued)."""
-        need = self._admit(spec)
         if self.ledger.preloads_queued >= self.max_waiting:
             raise TooManyRequests(f"{self.max_waiting} pre-loads are queued already (HEARTH_MAX_WAITING)", retry_after_s=5.0)
+        plan = self.ledger.preload(spec.ref, self._admit(spec), self.clock())
         self._specs[spec.ref] = spec
-        self._carry_out(self.ledger.preload(spec.ref, need, self.clock()))
+        self._carry_out(plan)
         self._tidy(spec.ref)
 
     async def unload(self, name: str) -> bool:
         """Drop every copy of every version of ``name``, once the requests that use it ended. False: none was resident."""
-        refs = {copy.ref for copy in self.ledger.copies() if copy.ref.name == name}
+        refs = {copy.ref for copy in self.ledger.copies() if copy.ref.name == name and copy.place != DISK}
         for ref in refs:
-            self._touch(ref).unloaded = True
+            self._chronicle.touch(ref).unloaded = True
             self._carry_out(self.ledger.unload(ref, self.clock()))
-        while any(self.ledger.is_draining(ref) for ref in refs):
+        while any(self.ledger.books.is_draining(ref) for ref in refs):
             self._gone.clear()
             await self._gone.wait()
         return bool(refs)
+
+    def pin(self, name: str) -> None:
+        """Never drop a copy of any version of ``name`` for another model."""
+        self.ledger.pin(name)
+
+    def unpin(self, name: str) -> None:
+        """Undo ``pin``."""
+        self._carry_out(self.ledger.unpin(name, self.clock()))
+
+    def adopt(self, ref: ModelRef, size_bytes: int) -> None:
+        """Enter a copy that an earlier process left on disk."""
+        self._carry_out(self.ledger.adopt(ref, size_bytes, self.clock()))
 
     def device_lost(self, device: int) -> None:
         """The worker of ``device`` died: nothing is on that device any more."""
@@ -141,6 +180,8 @@ class Cache:
 
     async def close(self) -> None:
         """Stop every transfer and refuse whoever still waits. Nothing may be asked of the cache afterwards."""
+        if self._timer is not None:
+            self._timer[1].cancel()
         for waiter in self._waiters.values():
             if not waiter.lease.done():
                 waiter.lease.set_exception(Unavailable("this pod is stopping: ask again", retry_after_s=1.0))
@@ -155,45 +196,67 @@ class Cache:
 
     def history(self, ref: ModelRef) -> History:
         """What is remembered of a model; an empty History where nothing is."""
-        return self._histories.get(ref) or History()
+        return self._chronicle.get(ref) or History()
 
     def why(self, name: str) -> tuple[Event, ...]:
         """What happened to every version of ``name``, oldest first."""
-        events = [event for ref, history in self._histories.items() if ref.name == name for event in history.events]
-        return tuple(sorted(events, key=lambda event: event.at_s))
+        return self._chronicle.why(name)
 
     @property
     def waiting(self) -> int:
         """Requests that wait for a model."""
         return len(self._waiters)
 
-    def spec(self, ref: ModelRef) -> ModelSpec:
-        """The spec of a model that has a copy somewhere."""
-        return self._specs[ref]
+    def spec(self, ref: ModelRef) -> ModelSpec | None:
+        """The spec of a model that has a copy in RAM or on a device; None: it is only on disk, or not here."""
+        return self._specs.get(ref)
 
     # ---- carrying out ----------------------------------------------------------------------------------------
 
-    def _carry_out(self, plan: Plan, failure: HearthError | None = None) -> None:  # noqa: C901 (one case an action)
+    def _carry_out(self, plan: Plan, failure: HearthError | None = None) -> None:
         for action in plan:
-            match action:
-                case Grant():
-                    self._grant(action)
-                case Refuse(ticket):
-                    waiter = self._waiters.pop(ticket)
-                    if not waiter.lease.done():
-                        waiter.lease.set_exception(again(failure))
-                case Start(ref, target):
-                    self._begin(ref, target, self._fetch(ref) if target == RAM else self._promote(ref, target))
-                case Drop(ref, place, cause):
-                    self._begin(ref, place, self._drop(ref, place))
-                    if cause is not None:
-                        self._note_drop(ref, place, cause)
-                case Abort(ref, place):
-                    # A worker cannot be stopped in the middle of a build: it finishes, then the copy is dropped.
-                    if place == RAM:
-                        self._tasks[ref, place].cancel()
-                case Skip(ref, place):
-                    log.info("pre-load of %s ends: no free room in %s", ref, place)
+            self._act(action, failure)
+        wake_s = self.ledger.wake_s
+        if self._timer is not None and wake_s != self._timer[0]:
+            self._timer[1].cancel()
+            self._timer = None
+        if self._timer is None and wake_s < math.inf:
+            loop = asyncio.get_running_loop()
+            self._timer = wake_s, loop.call_later(max(wake_s - self.clock(), 0.0) + TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._carry_out(self.ledger.tick(self.clock()))
+
+    def _act(self, action: Action, failure: HearthError | None) -> None:
+        match action:
+            case Grant():
+                self._grant(action)
+            case Refuse(ticket):
+                waiter = self._waiters.pop(ticket)
+                if not waiter.lease.done():
+                    waiter.lease.set_exception(again(failure))
+            case Start(ref, target, source):
+                self._begin(ref, target, self._transfer(ref, target, source))
+            case Drop(ref, place, cause):
+                self._begin(ref, place, self._drop(ref, place))
+                if cause is not None:
+                    self._chronicle.note_drop(ref, place, cause)
+            case Abort(ref, place):
+                # A worker cannot be stopped in the middle of a build: it finishes, then the copy is dropped.
+                if place.tier is not Tier.DEVICE:
+                    self._tasks[ref, place].cancel()
+            case Skip(ref, place):
+                log.info("pre-load of %s ends: no free room in %s", ref, place)
+
+    def _transfer(self, ref: ModelRef, target: Place, source: Place | None) -> Coroutine[None, None, None]:
+        match target.tier:
+            case Tier.RAM:
+                return self._fetch(ref, from_disk=source == DISK)
+            case Tier.DISK:
+                return self._keep(ref)
+            case Tier.DEVICE:
+                return self._promote(ref, target)
 
     def _begin(self, ref: ModelRef, place: Place, work: Coroutine[None, None, None]) -> None:
         # A copy has one piece of work at a time, and the last one's task is about to end when the next one begins.
@@ -208,60 +271,93 @@ class Cache:
     def _grant(self, grant: Grant) -> None:
         waiter = self._waiters.pop(grant.ticket)
         now_s = self.clock()
-        history = self._histories[grant.ref]
+        history = self._chronicle.touch(grant.ref)
         history.last_used_s = now_s
-        waited = {"fetch": 0.0, "device": 0.0, "build": 0.0}
-        for stage in self._stages.get(grant.ref, ()):
-            waited[stage.name] += max(0.0, stage.end_s - max(stage.begin_s, waiter.arrived_s))
+        waited = self._journeys.waited(grant.ref, waiter.arrived_s)
         lease = Lease(
             grant.ref,
             grant.place,
             history.schema,
-            self.devices[grant.place.device],
+            self.hops.devices[grant.place.device],
             self.release,
-            start="s3" if waited["fetch"] else "ram",
-            wait_s=max(0.0, now_s - waiter.arrived_s - sum(waited.values())),
-            fetch_s=waited["fetch"],
-            device_s=waited["device"],
-            build_s=waited["build"],
+            start=waited.start,
+            elements=waiter.elements,
+            learn=self.learn if waiter.elements > history.limit else None,
+            wait_s=max(0.0, now_s - waiter.arrived_s - sum(waited[1:])),
+            fetch_s=waited.fetch_s,
+            device_s=waited.device_s,
+            build_s=waited.build_s,
         )
         if waiter.lease.done():  # cancelled in this very tick
             lease.release()
         else:
             waiter.lease.set_result(lease)
 
-    async def _fetch(self, ref: ModelRef) -> None:
+    async def _fetch(self, ref: ModelRef, *, from_disk: bool) -> None:
         begin_s = self.clock()
+
+        def damaged(fault: DiskFault) -> None:
+            self.telemetry.counter("hearth_disk_faults_total", fault.kind.value).inc()
+            self._carry_out(self.ledger.damaged(ref, self.clock()))
+
+        def background() -> bool:
+            return self.ledger.is_background(ref, RAM)
+
         try:
-            await self.ram.fetch(self._specs[ref], lambda: self.ledger.is_background(ref, RAM))
+            start = await self.hops.fetch(self._specs[ref], background, damaged if from_disk else None)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (a task's root)
             self._failed(ref, RAM, error)
             return
         end_s = self.clock()
         self.timeline.mark("fetched")
-        self._stages[ref] = [Stage("fetch", begin_s, end_s)]
+        self._journeys.fetched(ref, begin_s, end_s, start)
         self._finished(ref, RAM, end_s - begin_s)
 
-    async def _promote(self, ref: ModelRef, place: Place) -> None:
+    async def _keep(self, ref: ModelRef) -> None:
         begin_s = self.clock()
         try:
-            loaded = await self.devices[place.device].promote(self._specs[ref])
+            await self.hops.keep(self._specs[ref])
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (a task's root)
+            self._failed(ref, DISK, error)
+            return
+        self._finished(ref, DISK, self.clock() - begin_s)
+
+    async def _promote(self, ref: ModelRef, place: Place) -> None:
+        spec = self._specs[ref]
+        begin_s = self.clock()
+        try:
+            probe = self.profiles.must_probe(spec)
+            loaded = await self.hops.promote(spec, place, probe=probe, make_room=lambda: self._make_more_room(spec, place))
+            end_s = self.clock()
+            self.profiles.built(spec, loaded)
+            if self.ledger.too_large(self.profiles.need(spec)) is not None:
+                await self.hops.drop(ref, place)
+            self._admit(spec)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (a task's root)
             self._failed(ref, place, error)
             return
-        end_s = self.clock()
         self.timeline.mark("built")
-        built_from_s = max(begin_s, end_s - loaded.build_s)
-        stages = [stage for stage in self._stages.get(ref, ()) if stage.name == "fetch"]
-        self._stages[ref] = [*stages, Stage("device", begin_s, built_from_s), Stage("build", built_from_s, end_s)]
-        self._remember(ref, loaded, sum(stage.end_s - stage.begin_s for stage in self._stages[ref]))
+        self._chronicle.loaded(ref, loaded, self._journeys.built(ref, begin_s, end_s, loaded.build_s))
         self.loads += 1
+        self._rebook(spec)
         self._finished(ref, place, end_s - begin_s)
-        self._stages.pop(ref, None)
+        self._journeys.end(ref)
+
+    async def _make_more_room(self, spec: ModelSpec, place: Place) -> bool:
+        """A build found no memory: book twice as much and wait until others made room. False: there is no more to be had."""
+        larger = self.profiles.larger_need(spec, self.ledger.budgets[place])
+        if larger is None:
+            return False
+        self._carry_out(self.ledger.measured(spec.ref, larger, self.clock()))
+        with contextlib.suppress(TimeoutError):  # then it is tried with what there is
+            async with asyncio.timeout(SETTLE_S):
+                while self.ledger.books.missing(spec.ref, place) > 0:
+                    self._gone.clear()
+                    await self._gone.wait()
+        return True
 
     async def _drop(self, ref: ModelRef, place: Place) -> None:
-        tier = self.ram if place == RAM else self.devices[place.device]
-        await tier.drop(ref)
+        await self.hops.drop(ref, place)
         self._tasks.pop((ref, place), None)
         self.drops += 1
         self.telemetry.counter("hearth_drops_total", ref.name, place.tier.value).inc()
@@ -271,42 +367,43 @@ class Cache:
 
     def _finished(self, ref: ModelRef, place: Place, seconds: float) -> None:
         self._tasks.pop((ref, place), None)
-        self._note(ref, "loaded", place, seconds=seconds)
+        self._chronicle.note(ref, "loaded", place, seconds=seconds)
         self.telemetry.counter("hearth_loads_total", ref.name, place.tier.value, "ok").inc()
         self.telemetry.histogram("hearth_load_seconds", place.tier.value).observe(seconds)
         self._carry_out(self.ledger.finished(ref, place, seconds, self.clock()))
+        if place in self.ledger.churn:
+            self._chronicle.note_churn(place, self.ledger.churn[place].alarm)
 
     def _failed(self, ref: ModelRef, place: Place, error: BaseException) -> None:
         self._tasks.pop((ref, place), None)
         aborted = isinstance(error, asyncio.CancelledError)
         self.telemetry.counter("hearth_loads_total", ref.name, place.tier.value, "aborted" if aborted else "failed").inc()
-        if aborted:
-            known: HearthError = Unavailable(f"the load of model {ref} was stopped", retry_after_s=1.0)
-        elif isinstance(error, HearthError):
-            known = error
-            log.warning("model %s could not be loaded into %s: %s: %s", ref, place, type(error).__name__, error)
-        else:
-            known = LoadFailed(f"model {ref} could not be loaded into {place}: {type(error).__name__}: {error}")
-            log.error("model %s could not be loaded into %s", ref, place, exc_info=error)
-        self._note(ref, "stopped" if aborted else "failed", place, cause=known.message)
-        if not aborted:
-            self._touch(ref).failure = known
-        self._stages.pop(ref, None)
+        if isinstance(error, DiskFault):
+            self.telemetry.counter("hearth_disk_faults_total", error.kind.value).inc()
+        known = self._chronicle.failed(ref, place, error)
+        if place != DISK:
+            self._journeys.end(ref)
         self._carry_out(self.ledger.failed(ref, place, self.clock()), known)
         self._tidy(ref)
         self._gone.set()
 
+    def _rebook(self, spec: ModelSpec) -> None:
+        """Book what is known of a resident model now, and let requests up to that size pass."""
+        self._chronicle.touch(spec.ref).limit = self.profiles.of(spec).limit
+        waiting = [waiter.elements for waiter in self._waiters.values() if waiter.ref == spec.ref]
+        for elements in (max(waiting, default=0), 0):  # one that has become too large may not keep the others from theirs
+            need = self.profiles.need(spec, elements)
+            if self.ledger.too_large(need) is None:
+                self._carry_out(self.ledger.measured(spec.ref, need, self.clock()))
+                return
+
     # ---- small print -----------------------------------------------------------------------------------------
 
-    def _admit(self, spec: ModelSpec) -> Footprint:
-        need = self.footprint(spec)
-        excess = self.ledger.too_large(need)
-        if excess is not None:
-            place, need_bytes = excess
-            raise ModelTooLarge(
-                f"model {spec.ref} needs {need_bytes} bytes in {place}, the budget there is "
-                f"{self.ledger.budgets[place]} bytes: raise HEARTH_{place.tier.name}_BUDGET_BYTES or use a larger pool"
-            )
+    def _admit(self, spec: ModelSpec, elements: int = 0) -> Footprint:
+        need = self.profiles.need(spec, elements)
+        room = self.ledger.too_large(need)
+        if room is not None:
+            raise ModelTooLarge(why.too_large(spec.ref, need, self.profiles.of(spec), elements, room=room))
         return need
 
     def _give_up(self, ticket: int, waiter: Waiter) -> None:
@@ -317,46 +414,7 @@ class Cache:
         elif waiter.lease.done() and not waiter.lease.cancelled() and waiter.lease.exception() is None:
             waiter.lease.result().release()  # granted in the same tick
 
-    def _touch(self, ref: ModelRef) -> History:
-        history = self._histories.pop(ref, None) or History()
-        if len(self._histories) >= REMEMBERED_MODELS:
-            resident = {copy.ref for copy in self.ledger.copies()}
-            del self._histories[next(known for known in self._histories if known not in resident)]
-        self._histories[ref] = history
-        return history
-
-    def _remember(self, ref: ModelRef, loaded: Loaded, load_s: float) -> None:
-        history = self._touch(ref)
-        history.schema = Schema.of(loaded)
-        history.loads += 1
-        history.load_s = load_s
-        history.failure = None
-        history.unloaded = False
-
-    def _note(self, ref: ModelRef, what: str, place: Place, *, seconds: float = 0.0, cause: str = "") -> None:
-        event = Event(self.wall_clock(), what, str(place), ref.version, seconds=seconds, cause=cause)
-        self._touch(ref).events.append(event)
-
-    def _note_drop(self, ref: ModelRef, place: Place, cause: Cause) -> None:
-        """Both sides remember: who was dropped, and who needed the room."""
-        newcomer = str(cause.newcomer or "")
-        event = Event(
-            self.wall_clock(),
-            "dropped",
-            str(place),
-            ref.version,
-            cause=cause.kind,
-            other=newcomer,
-            value=cause.value,
-            rate_per_s=cause.rate_per_s,
-            other_rate_per_s=cause.newcomer_rate_per_s,
-        )
-        self._touch(ref).events.append(event)
-        if cause.newcomer is not None:
-            mirrored = msgspec.structs.replace(event, what="pushed out", version=cause.newcomer.version, other=str(ref))
-            self._touch(cause.newcomer).events.append(mirrored)
-
     def _tidy(self, ref: ModelRef) -> None:
         if not self.ledger.knows(ref):
             self._specs.pop(ref, None)
-            self._stages.pop(ref, None)
+            self._journeys.end(ref)

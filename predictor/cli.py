@@ -22,7 +22,7 @@ STATES: Final = {"ready": "", "filling": "loading", "draining": "unloading"}
 """What a copy's state is called on screen; a ready copy needs no word."""
 
 BOLD: Final = "\033[1m{}\033[0m"
-LEFT_ALIGNED: Final = frozenset({"NAME", "FORMAT", "WHERE", "TIER"})
+LEFT_ALIGNED: Final = frozenset({"NAME", "FORMAT", "WHERE", "TIER", "MEMORY", "TENANT"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     residents = commands.add_parser("ps", help="which models are where")
     _add_address(residents)
     residents.add_argument("-o", "--output", choices=("table", "wide", "json"), default="table", help="[%(default)s]")
+    residents.add_argument(
+        "--wide",
+        dest="output",
+        action="store_const",
+        const="wide",
+        help="-o wide: memory, too, and where its figures are from",
+    )
     residents.set_defaults(run=_ps)
 
     models = commands.add_parser("models", help="every model that can be asked for, one a line")
@@ -79,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
 
     load = commands.add_parser("load", help="load models in the background")
     unload = commands.add_parser("unload", help="drop models from the device and from RAM")
-    for parser_of_names, run in ((load, _load), (unload, _unload)):
+    pin = commands.add_parser("pin", help="load models and never drop them for others, until the pod ends")
+    unpin = commands.add_parser("unpin", help="let pinned models be dropped again")
+    for parser_of_names, run in ((load, _load), (unload, _unload), (pin, _pin), (unpin, _unpin)):
         parser_of_names.add_argument("names", nargs="+", metavar="NAME")
         _add_address(parser_of_names)
         parser_of_names.set_defaults(run=run)
@@ -163,6 +172,20 @@ def _load(given: argparse.Namespace) -> int:
     return 1 if answer.unknown or answer.refused else 0
 
 
+def _pin(given: argparse.Namespace) -> int:
+    _say_pinned(_admin(given).pin(given.names).pinned)
+    return _load(given)
+
+
+def _unpin(given: argparse.Namespace) -> int:
+    _say_pinned(_admin(given).unpin(given.names).pinned)
+    return 0
+
+
+def _say_pinned(names: Sequence[str]) -> None:
+    print(f"pinned: {', '.join(names) or 'nothing'}")
+
+
 def _unload(given: argparse.Namespace) -> int:
     unloaded = _admin(given).unload(given.names).unloaded
     if unloaded:
@@ -186,37 +209,56 @@ def _ps(given: argparse.Namespace) -> int:
         _print_columns(rows)
     print()
     _print_columns(tier_rows(residency))
-    print(f"\n{pod_line(residency)}")
+    print("\n".join(["", pod_line(residency), *alarm_lines(residency)]))
     return 0
 
 
 def model_rows(residency: Residency, *, wide: bool = False) -> list[list[str]]:
     """The headings, then a row for every model that has a copy or is getting one; the latest used first."""
-    rows = [["NAME", "VERSION", "FORMAT", "WHERE", "SIZE", "LEASES", "RATE", "LAST USED"] + ["LOADS", "LOAD TIME"] * wide]
+    more = ["LOADS", "LOAD TIME", "WEIGHTS", "ON DEVICE", "TO COMPUTE", "MEMORY", "TENANT"]
+    rows = [["NAME", "VERSION", "FORMAT", "WHERE", "SIZE", "LEASES", "RATE", "LAST USED"] + more * wide]
     for model in sorted(residency.models, key=_recency):
         if not model.copies:
             continue
         row = [
-            model.name,
+            model.name + (" (pinned)" if model.pinned else ""),
             str(model.version),
-            model.format,
+            model.format or "-",
             " + ".join(_where(copy) for copy in model.copies),
             human.size(sum(copy.bytes for copy in model.copies)),
             str(sum(copy.leases for copy in model.copies if copy.device >= 0)),  # in RAM: what reads or shares the copy
             human.rate(model.rate_per_s),
             "never" if model.last_used_s_ago is None else f"{human.span(model.last_used_s_ago)} ago",
         ]
-        rows.append(row + [str(model.loads), "-" if model.load_s is None else human.span(model.load_s)] * wide)
+        rows.append(row + _more(model) * wide)
     return rows
+
+
+def _more(model: ModelReport) -> list[str]:
+    """What ``-o wide`` adds."""
+    known = bool(model.memory_source)
+    return [
+        str(model.loads),
+        "-" if model.load_s is None else human.span(model.load_s),
+        *(human.size(size) if known else "-" for size in (model.weights_bytes, model.held_bytes, model.activation_bytes)),
+        model.memory_source or "-",
+        model.tenant or "-",
+    ]
 
 
 def tier_rows(residency: Residency) -> list[list[str]]:
     """The headings, then a row for every tier: how much of its budget is taken, and by how many models."""
-    rows = [["TIER", "USED", "BUDGET", "MODELS"]]
+    rows = [["TIER", "USED", "TO COMPUTE", "BUDGET", "MODELS"]]
     for tier in residency.tiers:
         held = sum(any(copy.place == tier.place for copy in model.copies) for model in residency.models)
-        rows.append([tier.place, human.size(tier.reserved_bytes), human.size(tier.budget_bytes), str(held)])
+        headroom = human.size(tier.headroom_bytes) if tier.device >= 0 else "-"
+        rows.append([tier.place, human.size(tier.reserved_bytes), headroom, human.size(tier.budget_bytes), str(held)])
     return rows
+
+
+def alarm_lines(residency: Residency) -> list[str]:
+    """What an operator should know, one a line; nothing while all is well."""
+    return [f"warning: {alarm}" for alarm in residency.alarms]
 
 
 def pod_line(residency: Residency) -> str:

@@ -52,13 +52,19 @@ class Preloading(msgspec.Struct, frozen=True):
     refused: dict[str, str] = {}
 
 
+class Pinned(msgspec.Struct, frozen=True):
+    """Which models are pinned now, those of HEARTH_PIN included."""
+
+    pinned: tuple[str, ...] = ()
+
+
 class Unloaded(msgspec.Struct, frozen=True):
     """Which models were dropped."""
 
     unloaded: tuple[str, ...] = ()
 
 
-Told = TypeVar("Told", Why, Residency, Timeline, Catalogue, Preloading, Unloaded)
+Told = TypeVar("Told", Why, Residency, Timeline, Catalogue, Preloading, Pinned, Unloaded)
 
 
 class AdminClient:
@@ -103,8 +109,16 @@ class AdminClient:
         """Load these in the background."""
         return self._told(Preloading, self._ask("/hearth/v1/preload", names))
 
+    def pin(self, names: list[str]) -> Pinned:
+        """Never drop these for other models, once they are loaded."""
+        return self._told(Pinned, self._ask("/hearth/v1/pin", names))
+
+    def unpin(self, names: list[str]) -> Pinned:
+        """Undo ``pin``."""
+        return self._told(Pinned, self._ask("/hearth/v1/unpin", names))
+
     def unload(self, names: list[str]) -> Unloaded:
-        """Drop these from the device and from RAM."""
+        """Drop these from the device and from RAM; what is on disk stays."""
         return self._told(Unloaded, self._ask("/hearth/v1/unload", names))
 
     def _told(self, kind: type[Told], answer: bytes) -> Told:

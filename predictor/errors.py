@@ -82,6 +82,12 @@ class ModelTooLarge(HearthError):
     http_status, grpc_status = 422, "FAILED_PRECONDITION"
 
 
+class OutOfMemory(HearthError):
+    """The device had no memory for this computation, also after others made room."""
+
+    http_status, grpc_status = 422, "FAILED_PRECONDITION"
+
+
 class InvalidModel(HearthError):
     """What lies in the model store is not a model this server can serve: format, manifest or keys."""
 

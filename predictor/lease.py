@@ -43,6 +43,7 @@ class History:
     failure  why its last load failed; None once one succeeded
     events   what happened to it, oldest first
     unloaded somebody ordered it away, and nobody has asked for it since
+    limit    input elements up to which its memory is known: larger requests have room made for them first; -1: none is
     """
 
     schema: Schema = field(default_factory=Schema)
@@ -50,16 +51,59 @@ class History:
     load_s: float = 0.0
     failure: HearthError | None = None
     unloaded: bool = False
+    limit: int = -1
     last_used_s: float = 0.0
     events: deque[Event] = field(default_factory=lambda: deque(maxlen=REMEMBERED_EVENTS))
 
 
 class Stage(NamedTuple):
-    """One hop of a load, on the loop's clock."""
+    """One part of a load, on the cache's clock. ``start``: of a fetch, where from, ``disk`` or ``s3``."""
 
     name: str
     begin_s: float
     end_s: float
+    start: str = ""
+
+
+class Waited(NamedTuple):
+    """Where a model was when a request came for it, and the seconds that request waited for each stage."""
+
+    start: str
+    fetch_s: float
+    device_s: float
+    build_s: float
+
+
+@dataclass(slots=True)
+class Journeys:
+    """The stages of loads under way, by model."""
+
+    _stages: dict[ModelRef, list[Stage]] = field(default_factory=dict)
+
+    def fetched(self, ref: ModelRef, begin_s: float, end_s: float, start: str) -> None:
+        """It came into RAM."""
+        self._stages[ref] = [Stage("fetch", begin_s, end_s, start)]
+
+    def built(self, ref: ModelRef, begin_s: float, end_s: float, build_s: float) -> float:
+        """It came to a device, building took the last ``build_s`` of that. Returns the seconds of all stages."""
+        built_from_s = max(begin_s, end_s - build_s)
+        stages = [stage for stage in self._stages.get(ref, ()) if stage.name == "fetch"]
+        self._stages[ref] = [*stages, Stage("device", begin_s, built_from_s), Stage("build", built_from_s, end_s)]
+        return sum(stage.end_s - stage.begin_s for stage in self._stages[ref])
+
+    def waited(self, ref: ModelRef, arrived_s: float) -> Waited:
+        """What a request that came at ``arrived_s`` waited for."""
+        spans = {"fetch": 0.0, "device": 0.0, "build": 0.0}
+        start = "hot"
+        for stage in self._stages.get(ref, ()):
+            spans[stage.name] += max(0.0, stage.end_s - max(stage.begin_s, arrived_s))
+            if start == "hot":
+                start = stage.start if spans["fetch"] else "ram"
+        return Waited(start, spans["fetch"], spans["device"], spans["build"])
+
+    def end(self, ref: ModelRef) -> None:
+        """The load is over, or failed."""
+        self._stages.pop(ref, None)
 
 
 @dataclass(slots=True)
@@ -69,6 +113,7 @@ class Waiter:
     ref: ModelRef
     arrived_s: float
     lease: asyncio.Future[Lease]
+    elements: int = 0
 
 
 @dataclass(slots=True)
@@ -77,8 +122,9 @@ class Lease:
 
     device  the tier that ``place`` is on
     end     what ``release`` calls, once
-    start   where the model was when the request came: ``hot`` (on a device), ``ram`` or ``s3``
+    start   where the model was when the request came: ``hot`` (on a device), ``ram``, ``disk`` or ``s3``
     *_s     seconds this request waited for each stage; ``wait_s`` is what no stage explains
+    learn   is told the bytes that a request larger than any before took, ``elements`` of input; None: it is not
     """
 
     ref: ModelRef
@@ -91,12 +137,24 @@ class Lease:
     fetch_s: float = 0.0
     device_s: float = 0.0
     build_s: float = 0.0
+    elements: int = 0
+    learn: Callable[[Lease, int], None] | None = None
     released: bool = False
 
     def run(self, inputs: Sequence[Tensor], body: Sequence[Buffer], outputs: Sequence[str]) -> asyncio.Future[Answer]:
         """Compute on the leased copy. See DeviceTier.run for what the future may fail with."""
         assert not self.released, f"run after release: {self.ref}"
-        return self.device.run(self.ref, inputs, body, outputs=outputs)
+        future = self.device.run(self.ref, inputs, body, outputs=outputs, measure=self.learn is not None)
+        if self.learn is not None:
+            future.add_done_callback(self._measured)
+        return future
+
+    def _measured(self, future: asyncio.Future[Answer]) -> None:
+        if self.learn is None or self.released or future.cancelled() or future.exception() is not None:
+            return
+        peak_bytes = future.result().peak_bytes
+        if peak_bytes >= 0:
+            self.learn(self, peak_bytes)
 
     def release(self) -> None:
         """End the lease; a second call does nothing."""

@@ -10,8 +10,9 @@ from typing import Annotated, Final
 
 import msgspec
 
+from predictor import checksums
 from predictor.errors import InvalidModel
-from predictor.model import DATATYPES, TensorSpec
+from predictor.model import DATATYPES, PartChecksums, TensorSpec
 
 NAME: Final = "hearth.json"
 MAX_BYTES: Final = 1 << 20
@@ -20,15 +21,32 @@ _Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _BatchSize = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 _Length = Annotated[int, msgspec.Meta(ge=-1, le=(1 << 63) - 1)]
+_Tenant = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,63}\Z")]
+_Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{16}\Z")]
 _Shape = Annotated[tuple[_Length, ...], msgspec.Meta(max_length=32)]
 
 
+class _Checksums(msgspec.Struct, frozen=True):
+    algorithm: str
+    part_bytes: int
+    parts: tuple[_Digest, ...]
+
+
 class ManifestFile(msgspec.Struct, frozen=True):
-    """One file of the model. ``size`` in bytes; None, and "" for ``sha256``: not told."""
+    """One file of the model, as written. ``size`` in bytes; None, and "" for ``sha256``: not told."""
 
     path: _Name
     size: _Size | None = None
-    sha256: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-fA-F]{64})?$")] = ""
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-fA-F]{64})?\Z")] = ""
+    checksums: _Checksums | None = None
+
+    @property
+    def part_checksums(self) -> PartChecksums | None:
+        """The checksums of its parts, in lower case; None: not told."""
+        said = self.checksums
+        if said is None:
+            return None
+        return PartChecksums(said.algorithm, said.part_bytes, tuple(part.lower() for part in said.parts))
 
 
 class _Tensor(msgspec.Struct, frozen=True):
@@ -48,6 +66,7 @@ class _Document(msgspec.Struct, frozen=True):
     outputs: tuple[_Tensor, ...] = ()
     parameters: msgspec.Raw = msgspec.Raw(b"")
     max_batch_size: _BatchSize | None = None
+    tenant: _Tenant | None = None
     batching: _Batching | None = None
 
 
@@ -57,6 +76,7 @@ class Manifest(msgspec.Struct, frozen=True):
     format           as written; "": to be recognised from the files
     files            what to fetch, in this order; empty: what the format needs
     parameters_json  the ``parameters`` object as it stands there; "" where there is none
+    tenant           whose the model is; "" where it does not say
     """
 
     format: str = ""
@@ -65,6 +85,7 @@ class Manifest(msgspec.Struct, frozen=True):
     outputs: tuple[TensorSpec, ...] = ()
     parameters_json: str = ""
     max_batch_size: int = 0
+    tenant: str = ""
 
 
 _decoder: Final = msgspec.json.Decoder(_Document)
@@ -87,6 +108,9 @@ def parse(document: bytes, where: str) -> Manifest:
     if parameters and not parameters.startswith("{"):
         raise InvalidModel(f"{where}: Expected `object` - at `$.parameters`")
     _check_unique(where, "files", [file.path for file in read.files])
+    for place, file in enumerate(read.files):
+        if file.checksums is not None:
+            _check_checksums(where, f"$.files[{place}].checksums", file.checksums, file.size)
     _check_tensors(where, "inputs", read.inputs)
     _check_tensors(where, "outputs", read.outputs)
     return Manifest(
@@ -96,7 +120,26 @@ def parse(document: bytes, where: str) -> Manifest:
         tuple(TensorSpec(tensor.name, tensor.datatype, tensor.shape) for tensor in read.outputs),
         parameters,
         _batch_size(where, read),
+        read.tenant or "",
     )
+
+
+def _check_checksums(where: str, field: str, said: _Checksums, size_bytes: int | None) -> None:
+    if said.algorithm != checksums.ALGORITHM:
+        raise InvalidModel(
+            f"{where}: {said.algorithm[:32]!a} is no checksum that is verified here, only {checksums.ALGORITHM} is "
+            f"- at `{field}.algorithm`"
+        )
+    if not checksums.fits(said.part_bytes):
+        raise InvalidModel(
+            f"{where}: parts of {said.part_bytes} bytes; a multiple of {checksums.PART_BYTES_STEP} between "
+            f"{checksums.PART_BYTES_MIN} and {checksums.PART_BYTES_MAX} is allowed - at `{field}.part_bytes`"
+        )
+    if size_bytes is not None and len(said.parts) != (count := checksums.part_count(size_bytes, said.part_bytes)):
+        raise InvalidModel(
+            f"{where}: {len(said.parts)} checksums; {size_bytes} bytes have {count} parts of {said.part_bytes} "
+            f"- at `{field}.parts`"
+        )
 
 
 def _check_tensors(where: str, field: str, tensors: tuple[_Tensor, ...]) -> None:

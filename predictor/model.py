@@ -32,6 +32,7 @@ DATATYPES: Final = frozenset(ELEMENT_BYTES) | {"BYTES"}
 class Tier(enum.Enum):
     """A place weights can be, nearest to the computation last."""
 
+    DISK = "disk"
     RAM = "ram"
     DEVICE = "device"
 
@@ -78,10 +79,24 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class PartChecksums:
+    """What hearth.json says of each run of ``part_bytes`` of a file; the last part is what remains.
+
+    algorithm  ``xxh3_64``
+    parts      16 hexadecimal digits each, lower case, in the file's order
+    """
+
+    algorithm: str
+    part_bytes: int
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FileSpec:
     """One object of a model: its path inside the model's folder, and what S3 said of it when listed.
 
-    sha256  hexadecimal, from hearth.json; "" where the manifest does not say
+    sha256     hexadecimal, from hearth.json; "" where the manifest does not say
+    checksums  of its parts, from hearth.json; None where the manifest does not say. They are verified instead of ``sha256``
     """
 
     path: str
@@ -89,6 +104,12 @@ class FileSpec:
     etag: str
     size_bytes: int
     sha256: str = ""
+    checksums: PartChecksums | None = None
+
+    @property
+    def is_provable(self) -> bool:
+        """Whether the manifest says enough to prove the contents, wherever they came from."""
+        return bool(self.sha256) or self.checksums is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +130,7 @@ class ModelSpec:
     parameters_json  the manifest's ``parameters`` object as JSON text (hashable, crosses processes as it is);
                      "" where the manifest has none: a builder then gets config.json
     max_batch_size   0: the model does not batch
+    tenant           whose it is, as hearth.json says; "": the namespace's
     """
 
     ref: ModelRef
@@ -119,6 +141,7 @@ class ModelSpec:
     outputs: tuple[TensorSpec, ...] = ()
     parameters_json: str = ""
     max_batch_size: int = 0
+    tenant: str = ""
 
     def layout(self) -> tuple[Placed, ...]:
         """The files one after another, each on a page of its own: an arena's contents."""

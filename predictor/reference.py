@@ -38,7 +38,9 @@ def _settings() -> str:
         f"# Settings\n\n{MADE}\n"
         "Every setting of `hearth serve` is an environment variable and a flag; the flag wins. Units stand in the names.\n"
         "S3 is configured as for boto3: `AWS_ENDPOINT_URL` (or `AWS_ENDPOINT_URL_S3`), `AWS_ACCESS_KEY_ID`,\n"
-        "`AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_CA_BUNDLE`, profiles and roles.\n\n"
+        "`AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_CA_BUNDLE`, profiles and roles; and as KServe does:\n"
+        "`awsAnonymousCredential=true`, `S3_USER_VIRTUAL_BUCKET=true` (the bucket in the host name), `S3_VERIFY_SSL=0`.\n"
+        "An HTTPS endpoint is asked through `HTTPS_PROXY`, unless `NO_PROXY` names it.\n\n"
         "| variable | flag | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 

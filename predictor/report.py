@@ -9,7 +9,7 @@ import msgspec
 
 
 class CopyReport(msgspec.Struct, frozen=True):
-    """A model's weights in one place. ``state``: filling, ready or draining; ``device`` is -1 in RAM."""
+    """A model's weights in one place. ``state``: filling, ready or draining; ``device`` is -1 in RAM, -2 on disk."""
 
     tier: str
     device: int
@@ -19,7 +19,7 @@ class CopyReport(msgspec.Struct, frozen=True):
 
     @property
     def place(self) -> str:
-        """``ram`` or ``device 0``."""
+        """``disk``, ``ram`` or ``device 0``."""
         return place(self.tier, self.device)
 
 
@@ -30,6 +30,11 @@ class ModelReport(msgspec.Struct, frozen=True):
     load_s           seconds its last load took, S3 to answer-ready; None before the first
     last_used_s_ago  None where nobody asked for it yet
     failure          why its last load failed; "" if it did not
+    weights_bytes    the model's files, page by page
+    held_bytes       what a device copy holds, weights included unless they are shared with RAM
+    activation_bytes what its largest computation takes beside that
+    memory_source    where the last two come from: ``measured``, ``stored`` (by an earlier pod) or ``assumed``
+    pinned           never dropped for another model
     """
 
     name: str
@@ -41,25 +46,36 @@ class ModelReport(msgspec.Struct, frozen=True):
     load_s: float | None = None
     last_used_s_ago: float | None = None
     failure: str = ""
+    tenant: str = ""
+    weights_bytes: int = 0
+    held_bytes: int = 0
+    activation_bytes: int = 0
+    memory_source: str = ""
+    pinned: bool = False
 
 
 class TierReport(msgspec.Struct, frozen=True):
-    """One tier's room. ``reserved_bytes`` are taken, also by copies on their way; never above the budget."""
+    """One tier's room.
+
+    reserved_bytes  taken, also by copies on their way; together with the headroom never above the budget
+    headroom_bytes  kept free on a device for the largest computation of any model there
+    """
 
     tier: str
     device: int
     budget_bytes: int
     reserved_bytes: int
     ready_bytes: int = 0
+    headroom_bytes: int = 0
 
     @property
     def place(self) -> str:
-        """``ram`` or ``device 0``."""
+        """``disk``, ``ram`` or ``device 0``."""
         return place(self.tier, self.device)
 
 
 class Residency(msgspec.Struct, frozen=True):
-    """What is where in one pod at one moment."""
+    """What is where in one pod at one moment. ``alarms``: what an operator should know, in sentences."""
 
     tiers: tuple[TierReport, ...]
     models: tuple[ModelReport, ...]
@@ -69,6 +85,7 @@ class Residency(msgspec.Struct, frozen=True):
     in_flight: int = 0
     loads: int = 0
     drops: int = 0
+    alarms: tuple[str, ...] = ()
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -76,9 +93,9 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 
     at_s         moment, seconds since the epoch
     what         ``loaded``, ``failed``, ``stopped`` (a pre-load made way), ``dropped`` or ``pushed out`` (another one)
-    place        ``ram`` or ``device 0``
+    place        ``disk``, ``ram`` or ``device 0``
     seconds      what a load took
-    cause        of a drop: ``room``, ``order`` or ``lost``; of a failure: its message
+    cause        of a drop: ``room``, ``order``, ``lost``, ``idle`` or ``damaged``; of a failure: its message
     other        who needed the room, or who was pushed out
     value        what the dropped copy was worth: seconds of waiting saved per second and byte (policy/eviction.py)
     rate_per_s   how often the dropped model was asked for; ``other_rate_per_s``: how often the one that needed room
@@ -104,5 +121,5 @@ class Why(msgspec.Struct, frozen=True):
 
 
 def place(tier: str, device: int) -> str:
-    """A tier in words: there is one RAM, and possibly several devices."""
+    """A tier in words: there is one disk and one RAM, and possibly several devices."""
     return tier if device < 0 else f"{tier} {device}"

@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from predictor import checksums
 from predictor import manifest as hearth_json
 from predictor.errors import InvalidModel, TrustRequired
-from predictor.manifest import Manifest
+from predictor.manifest import Manifest, ManifestFile
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
 from predictor.tiers.s3_listing import Listing, ObjectInfo
 
@@ -139,6 +140,7 @@ def resolve(version: Version, manifest: Manifest | None, source: Source, settle_
         outputs=said.outputs,
         parameters_json=said.parameters_json,
         max_batch_size=said.max_batch_size,
+        tenant=said.tenant,
     )
     if written is None:
         return Resolved(spec, "", _eligible_s(version.objects.values(), settle_s))
@@ -211,7 +213,7 @@ def _chosen(version: Version, said: Manifest, format_: ModelFormat, where: str) 
         wanted = [path for path in sorted(version.objects) if _WANTED[format_](path)]
         if said.parameters_json and "config.json" in wanted:
             wanted.remove("config.json")  # read only where the manifest has no parameters
-        return tuple(_file(path, version.objects[path]) for path in wanted)
+        return tuple(_file(ManifestFile(path), version.objects[path]) for path in wanted)
     manifest = f"{where}{hearth_json.NAME}"
     if unnamed := [path for path in needed if path not in {file.path for file in listed}]:
         raise InvalidModel(f"{manifest}: format {format_.value} needs {', '.join(unnamed)} - at `$.files`")
@@ -223,11 +225,16 @@ def _chosen(version: Version, said: Manifest, format_: ModelFormat, where: str) 
             raise _Incomplete(f"{where}{file.path} is named in {hearth_json.NAME} but not there")
         if file.size is not None and file.size != entry.size_bytes:
             raise _Incomplete(f"{where}{file.path} has {entry.size_bytes} bytes, {hearth_json.NAME} says {file.size}")
-    return tuple(_file(file.path, version.objects[file.path], file.sha256.lower()) for file in listed)
+        if (sums := file.checksums) and len(sums.parts) != checksums.part_count(entry.size_bytes, sums.part_bytes):
+            raise _Incomplete(
+                f"{where}{file.path} has {entry.size_bytes} bytes, {hearth_json.NAME} has checksums of {len(sums.parts)} parts "
+                f"of {sums.part_bytes}"
+            )
+    return tuple(_file(file, version.objects[file.path]) for file in listed)
 
 
-def _file(path: str, entry: ObjectInfo, sha256: str = "") -> FileSpec:
-    return FileSpec(path, entry.key, entry.etag, entry.size_bytes, sha256)
+def _file(said: ManifestFile, entry: ObjectInfo) -> FileSpec:
+    return FileSpec(said.path, entry.key, entry.etag, entry.size_bytes, said.sha256.lower(), said.part_checksums)
 
 
 def _is_onnx_file(path: str) -> bool:

@@ -41,6 +41,30 @@ class Settings(BaseSettings):
         default=False,
         description="Give each model on a CPU device bytes of its own, as on a GPU, instead of views of the RAM copy.",
     )
+    disk_path: str = Field("", description="Folder that keeps models' files across restarts, of this pod alone; empty: none.")
+    disk_budget_bytes: int | None = Field(
+        None,
+        gt=0,
+        description="Files kept on disk. In Kubernetes: less than the volume's limit, and it has to be said. Elsewhere by "
+        "default: 90 % of what is free there.",
+    )
+    pin: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Names to load at start, before those of HEARTH_PRELOAD, and never to drop for others."
+    )
+    min_residency_s: float = Field(
+        5.0,
+        ge=0,
+        le=60,
+        description="A copy stays for as long as its load took, at most this long, before it is dropped for another.",
+    )
+    idle_ttl_s: float | None = Field(
+        None, gt=0, description="Drop what nobody asked for in so long from devices and RAM, needed or not. Default: never."
+    )
+    tenant_floors: Annotated[dict[str, float], NoDecode] = Field(
+        {},
+        description="Shares of RAM and devices that other tenants' models cannot take: `red=0.25,blue=0.1`. A model's tenant "
+        "is its hearth.json's, else the namespace.",
+    )
     preload: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Names to load at start, most wanted first: `resnet,bert`. Never evicts, never delays a request."
     )
@@ -61,6 +85,9 @@ class Settings(BaseSettings):
     fetch_retries: int = Field(
         4, ge=0, le=20, description="Retries of one part or listing, with jittered back-off, before 503."
     )
+    fetch_deadline_s: float = Field(
+        600.0, gt=0, description="One model's whole fetch, less what it was held back for others, may take so long; then 503."
+    )
     settle_s: float = Field(
         10.0, ge=0, description="Age of the newest object from which a version without hearth.json counts as complete."
     )
@@ -71,10 +98,25 @@ class Settings(BaseSettings):
     drain_timeout_s: float = Field(25.0, gt=0, description="After SIGTERM: how long requests in flight may take.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line written.")
 
-    @field_validator("preload", mode="before")
+    @field_validator("preload", "pin", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("tenant_floors", mode="before")
+    @classmethod
+    def _split_floors(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = (pair.partition("=") for pair in value.split(",") if pair.strip())
+        return {tenant.strip(): share.strip() for tenant, _, share in pairs}
+
+    @field_validator("tenant_floors")
+    @classmethod
+    def _check_floors(cls, floors: dict[str, float]) -> dict[str, float]:
+        if any(not 0 <= share <= 1 for share in floors.values()) or sum(floors.values()) > 1:
+            raise ValueError("shares are between 0 and 1, and together at most 1")
+        return floors
 
     @property
     def bucket(self) -> str:

@@ -34,6 +34,14 @@ METRICS: Final = (
     Metric("hearth_resident_bytes", "gauge", ("tier", "device"), "Bytes of ready copies."),
     Metric("hearth_reserved_bytes", "gauge", ("tier", "device"), "Bytes taken by copies in any state; never above the budget."),
     Metric("hearth_budget_bytes", "gauge", ("tier", "device"), "Bytes this pod may use."),
+    Metric(
+        "hearth_headroom_bytes", "gauge", ("tier", "device"), "Bytes kept free for the largest computation of any model there."
+    ),
+    Metric("hearth_churn_alarm", "gauge", ("tier", "device"), "1 while models push each other out in circles, else 0."),
+    Metric("hearth_pool_touched_bytes", "gauge", (), "Bytes of the RAM pool that the kernel has given pages for."),
+    Metric("hearth_disk_degraded", "gauge", (), "1 while nothing can be written to the disk tier, else 0."),
+    Metric("hearth_disk_faults_total", "counter", ("kind",), "Models that could not be written to disk or read from it."),
+    Metric("hearth_disk_bytes_total", "counter", ("direction",), "Bytes of models read from disk and written to it."),
     Metric("hearth_waiting_requests", "gauge", (), "Requests waiting for a model."),
     Metric("hearth_in_flight_requests", "gauge", (), "Requests inside the pod."),
     Metric("hearth_worker_deaths_total", "counter", ("device",), "Worker processes that ended unasked."),

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from predictor import human
+from predictor.model import ModelRef, Tier
+from predictor.policy.admission import Profile
+from predictor.policy.churn import WINDOW_S, Alarm
+from predictor.policy.residency import Footprint, Place
 from predictor.report import Event
 
 PER_HOUR_AND_MB: Final = 3600 * 1e6
@@ -16,6 +20,35 @@ PER_HOUR_AND_MB: Final = 3600 * 1e6
 def lines(events: Sequence[Event]) -> list[str]:
     """One line an event, in this machine's time zone."""
     return [f"{_moment(event.at_s)}  {_sentence(event)}" for event in events]
+
+
+def churning(alarm: Alarm) -> str:
+    """What goes round in circles, and what helps."""
+    names = ", ".join(str(ref) for ref in alarm.most)
+    more = f" and {alarm.models - len(alarm.most)} more" if alarm.models > len(alarm.most) else ""
+    return (
+        f"models push each other out of {alarm.place}: {alarm.returns} loads within {WINDOW_S:.0f} s of models that had only "
+        f"just been dropped, {human.span(alarm.seconds)} of loading ({names}{more}): raise "
+        f"HEARTH_{alarm.place.tier.name}_BUDGET_BYTES, pin what must be fast (hearth pin), or split the pool"
+    )
+
+
+def too_large(ref: ModelRef, need: Footprint, profile: Profile, elements: int, *, room: tuple[Place, int, int]) -> str:
+    """Why a model, or a request of so many input elements, can never have the room it needs.
+
+    room  the place, the bytes that can be had there, and its budget
+    """
+    place, available_bytes, budget_bytes = room
+    need_bytes = need.size(place) + need.headroom(place)
+    of_which = ""
+    if place.tier is Tier.DEVICE:
+        request = f" a request of {elements} elements" if elements > profile.limit >= 0 else ""
+        of_which = f" ({need.device_bytes} to stay, {need.activation_bytes} to compute{request}, {profile.source})"
+    kept = f", {budget_bytes - available_bytes} of it kept by HEARTH_TENANT_FLOORS" if available_bytes < budget_bytes else ""
+    return (
+        f"model {ref} needs {need_bytes} bytes in {place}{of_which}, the budget there is {budget_bytes} bytes{kept}: "
+        f"raise HEARTH_{place.tier.name}_BUDGET_BYTES or use a larger pool"
+    )
 
 
 def _moment(at_s: float) -> str:
@@ -48,6 +81,10 @@ def _reason(event: Event) -> str:
             return "somebody unloaded it"
         case "lost":
             return "its worker process died; the next request brings it back"
+        case "idle":
+            return "nobody asked for it within HEARTH_IDLE_TTL_S"
+        case "damaged":
+            return "the disk did not give back what was written; the model store did"
         case _:
             return event.cause
 

@@ -2,20 +2,22 @@
 
 A frame is ``<header length: u32><body length: u64><header><body>``, little endian. The header is one message
 of this file in MessagePack; the body holds the tensors' bytes one after another in the order the header names
-them. File descriptors of arenas travel beside the frames, on a socket of their own (``send_arena``): a byte
-stream has no place for them that survives coalescing.
+them. The file descriptor of the weights travels beside the frames, on a socket of its own (``send_pool``): a byte
+stream has no place for it that survives coalescing.
 """
 
 from __future__ import annotations
 
+import math
 import socket
 import struct
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 
 FRAME: Final = struct.Struct("<IQ")
+POOL: Final = struct.Struct("<QQ")
 MAX_HEADER_BYTES: Final = 16 << 20
 """A header this long is a broken peer, not a message (the longest real one, a schema, is a few KiB)."""
 
@@ -38,7 +40,7 @@ class Field(msgspec.Struct, frozen=True, array_like=True):
 
 
 class File(msgspec.Struct, frozen=True, array_like=True):
-    """Where one of the model's files lies in the arena that comes with a Load."""
+    """Where one of the model's files lies in its arena."""
 
     path: str
     offset_bytes: int
@@ -46,9 +48,14 @@ class File(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """Build this model from the arena whose descriptor was sent just before. Answered by Loaded or Failed.
+    """Build this model from its arena. Answered by Loaded or Failed.
 
-    copy  give the device copy bytes of its own, so that the arena may go while the model stays
+    arena_bytes        how long the arena is
+    extents            where it lies in the pool: offset and size in bytes, in order; whole slabs, so possibly longer
+    copy               give the device copy bytes of its own, so that the arena may go while the model stays
+    max_batch_size     rows that one Run may have at most, as the model's spec says; 0 or 1: no batching
+    probe              run the model on zeros once it is built, and tell in Loaded what that took
+    probe_limit_bytes  do not try a full batch that would take more, by what one row took; 0: no limit
     """
 
     id: int
@@ -60,6 +67,10 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     inputs: tuple[Field, ...]
     outputs: tuple[Field, ...]
     parameters_json: str
+    extents: tuple[tuple[int, int], ...] = ()
+    max_batch_size: int = 0
+    probe: bool = False
+    probe_limit_bytes: int = 0
 
 
 class Unload(msgspec.Struct, frozen=True, tag=True):
@@ -70,31 +81,51 @@ class Unload(msgspec.Struct, frozen=True, tag=True):
 
 
 class Run(msgspec.Struct, frozen=True, tag=True):
-    """Compute. ``outputs`` names the outputs wanted; empty: all. Answered by Ran or Failed."""
+    """Compute. ``outputs`` names the outputs wanted; empty: all. Answered by Ran or Failed.
+
+    measure  tell in Ran what it took
+    """
 
     id: int
     model: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[str, ...]
+    measure: bool = False
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
     """A worker's first word, once its runtimes are imported and its device answers a first computation.
 
-    imported_s  moment torch was imported, seconds of CLOCK_BOOTTIME
-    runtimes    name → version, for example torch → 2.9.0
+    imported_s    moment torch was imported, seconds of CLOCK_BOOTTIME
+    runtimes      name → version, for example torch → 2.9.0; also of those that are installed and not imported yet
+    device_name   what the device calls itself, for example NVIDIA L4
+    memory_bytes  all memory of the device; 0 for the host's processor, whose memory is the container's
     """
 
     pid: int
     imported_s: float
     runtimes: dict[str, str]
+    device_name: str = ""
+    memory_bytes: int = 0
+
+
+class Peak(msgspec.Struct, frozen=True, array_like=True):
+    """What one computation took at its highest moment, beside the weights.
+
+    elements  of all inputs together: the sum of their shapes' products; of BYTES inputs the bytes
+    """
+
+    elements: int
+    bytes: int
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
     """The model can run. The schema is the manifest's, else what the file itself tells.
 
-    device_s  seconds spent moving bytes to the device
-    build_s   seconds spent building the module or session
+    device_s    seconds spent moving bytes to the device
+    build_s     seconds spent building the module or session
+    held_bytes  what the model holds beside the shared arena: its device copy, buffers, the module's own objects
+    peaks       what computing took, smallest first; empty: not asked for, or could not be measured
     """
 
     id: int
@@ -102,6 +133,8 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     outputs: tuple[Field, ...]
     device_s: float
     build_s: float
+    held_bytes: int = -1
+    peaks: tuple[Peak, ...] = ()
 
 
 class Unloaded(msgspec.Struct, frozen=True, tag=True):
@@ -111,11 +144,15 @@ class Unloaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ran(msgspec.Struct, frozen=True, tag=True):
-    """The outputs follow in the body. ``compute_s`` is the time inside the model."""
+    """The outputs follow in the body. ``compute_s`` is the time inside the model.
+
+    peak_bytes  what it took beside the weights; -1: not asked for, or a build beside it blurred the measurement
+    """
 
     id: int
     outputs: tuple[Tensor, ...]
     compute_s: float
+    peak_bytes: int = -1
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -132,6 +169,11 @@ FromWorker = Hello | Loaded | Unloaded | Ran | Failed
 _encoder: Final = msgspec.msgpack.Encoder()
 to_worker_decoder: Final = msgspec.msgpack.Decoder(ToWorker)
 from_worker_decoder: Final = msgspec.msgpack.Decoder(FromWorker)
+
+
+def elements(tensors: Sequence[Tensor]) -> int:
+    """The size of a request, as profiles count it: elements of all its tensors; for BYTES, bytes."""
+    return sum(tensor.size_bytes if tensor.datatype == "BYTES" else math.prod(tensor.shape) for tensor in tensors)
 
 
 def encode_head(message: ToWorker | FromWorker, body_bytes: int = 0) -> bytes:
@@ -177,14 +219,27 @@ class Frames:
         self._held_bytes = left
 
 
-def send_arena(control: socket.socket, model: str, descriptor: int) -> None:
-    """Hand an arena's descriptor to the worker, before the Load that names the same model is written."""
-    socket.send_fds(control, [model.encode()], [descriptor])
+class Pool(NamedTuple):
+    """All weights, and what a worker may allocate beside them.
+
+    descriptor   can only be mapped for reading
+    limit_bytes  more than this for all models together is not allocated; 0: no limit
+    """
+
+    size_bytes: int
+    limit_bytes: int
+    descriptor: int
 
 
-def receive_arena(control: socket.socket) -> tuple[str, int]:
-    """The next arena's model and descriptor; the caller owns the descriptor. EOFError: the front is gone."""
-    name, descriptors, _flags, _address = socket.recv_fds(control, 4096, 1)
+def send_pool(control: socket.socket, pool: Pool) -> None:
+    """Hand the descriptor of all weights to a worker, once, before its first Load. OSError: the worker is gone."""
+    socket.send_fds(control, [POOL.pack(pool.size_bytes, pool.limit_bytes)], [pool.descriptor])
+
+
+def receive_pool(control: socket.socket) -> Pool:
+    """What the front sent; the caller owns the descriptor. EOFError: the front is gone."""
+    message, descriptors, _flags, _address = socket.recv_fds(control, POOL.size, 1)
     if not descriptors:
         raise EOFError("the front closed the control socket")
-    return name.decode(), descriptors[0]
+    size_bytes, limit_bytes = POOL.unpack(message)
+    return Pool(size_bytes, limit_bytes, descriptors[0])

@@ -37,8 +37,8 @@ _OTHERS: Final = [metric.name + suffix for metric in METRICS if metric.kind != "
 class Copy(BaseModel):
     """A model's weights in one place."""
 
-    tier: str = Field(examples=["ram", "device"])
-    device: int = Field(description="Which device; -1 in RAM.")
+    tier: str = Field(examples=["disk", "ram", "device"])
+    device: int = Field(description="Which device; -1 in RAM, -2 on disk.")
     state: str = Field(examples=["filling", "ready", "draining"])
     bytes: int
     leases: int = Field(description="What keeps the copy from being dropped: requests, or transfers that read it.")
@@ -56,6 +56,14 @@ class Model(BaseModel):
     load_s: float | None = Field(description="Seconds its last load took, from S3 to ready; null before the first.")
     last_used_s_ago: float | None = Field(description="Null where nobody asked for it yet.")
     failure: str = Field(description="Why its last load failed; empty if it did not.")
+    tenant: str
+    weights_bytes: int = Field(description="The model's files.")
+    held_bytes: int = Field(description="What a device copy holds; weights that it shares with RAM count there.")
+    activation_bytes: int = Field(description="What its largest computation takes beside that.")
+    memory_source: str = Field(
+        description="measured, stored (by an earlier pod) or assumed; empty where nobody asked for it yet."
+    )
+    pinned: bool
 
 
 class TierRoom(BaseModel):
@@ -64,8 +72,9 @@ class TierRoom(BaseModel):
     tier: str
     device: int
     budget_bytes: int
-    reserved_bytes: int = Field(description="Taken, also by copies on their way; never above the budget.")
+    reserved_bytes: int = Field(description="Taken, also by copies on their way; with the headroom never above the budget.")
     ready_bytes: int
+    headroom_bytes: int = Field(description="Kept free on a device for the largest computation of any model there.")
 
 
 class ResidencyReport(BaseModel):
@@ -79,6 +88,7 @@ class ResidencyReport(BaseModel):
     in_flight: int = Field(description="Requests inside the pod.")
     loads: int
     drops: int
+    alarms: list[str] = Field(description="What an operator should know: thrashing, a disk that cannot be written.")
 
 
 class Names(BaseModel):
@@ -97,6 +107,12 @@ class Preloading(BaseModel):
     refused: dict[str, str] = Field(
         default_factory=dict, description="Cannot be loaded, and why; left out where that is nothing."
     )
+
+
+class Pinned(BaseModel):
+    """Every model that is pinned now."""
+
+    pinned: list[str]
 
 
 class Unloaded(BaseModel):
@@ -156,20 +172,12 @@ def admin_app(pod: Pod) -> FastAPI:
     @app.get("/hearth/v1/residency", response_model=ResidencyReport)
     async def read_residency() -> Response:
         """Which models are in which tier, and how much room there is."""
-        report = residency(pod.cache, pod=pod.name, up_s=pod.timeline.up_s, in_flight=pod.in_flight)
+        report = residency(
+            pod.cache, pod=pod.name, up_s=pod.timeline.up_s, in_flight=pod.in_flight, degraded=pod.disk_degraded()
+        )
         return Response(msgspec.json.encode(report), media_type="application/json")
 
-    @app.post("/hearth/v1/preload", status_code=HTTPStatus.ACCEPTED, response_model_exclude_defaults=True)
-    async def preload(order: Names) -> Preloading:
-        """Load models in the background, first named first. Never drops anything, never delays a request."""
-        return await _preload(pod, order.models)
-
-    @app.post("/hearth/v1/unload")
-    async def unload(order: Names) -> Unloaded:
-        """Drop models from every tier as soon as the requests that use them end."""
-        names = list(dict.fromkeys(order.models))
-        dropped = await asyncio.gather(*map(pod.cache.unload, names))
-        return Unloaded(unloaded=[name for name, was_there in zip(names, dropped, strict=True) if was_there])
+    _take_orders(app, pod)
 
     @app.get("/hearth/v1/timeline")
     async def read_timeline() -> TimelineReport:
@@ -200,6 +208,36 @@ def admin_app(pod: Pod) -> FastAPI:
         return Response(gauges + others, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return app
+
+
+def _take_orders(app: FastAPI, pod: Pod) -> None:
+    """The routes that change what is where."""
+
+    @app.post("/hearth/v1/preload", status_code=HTTPStatus.ACCEPTED, response_model_exclude_defaults=True)
+    async def preload(order: Names) -> Preloading:
+        """Load models in the background, first named first. Never drops anything, never delays a request."""
+        return await _preload(pod, order.models)
+
+    @app.post("/hearth/v1/pin")
+    async def pin(order: Names) -> Pinned:
+        """Never drop these models for others from now on. Loads nothing: that is preload's."""
+        for name in order.models:
+            pod.cache.pin(name)
+        return Pinned(pinned=sorted(pod.cache.ledger.pins))
+
+    @app.post("/hearth/v1/unpin")
+    async def unpin(order: Names) -> Pinned:
+        """Let these models be dropped for others again."""
+        for name in order.models:
+            pod.cache.unpin(name)
+        return Pinned(pinned=sorted(pod.cache.ledger.pins))
+
+    @app.post("/hearth/v1/unload")
+    async def unload(order: Names) -> Unloaded:
+        """Drop models from devices and RAM as soon as the requests that use them end. What is on disk stays."""
+        names = list(dict.fromkeys(order.models))
+        dropped = await asyncio.gather(*map(pod.cache.unload, names))
+        return Unloaded(unloaded=[name for name, was_there in zip(names, dropped, strict=True) if was_there])
 
 
 def inference_app(pod: Pod) -> FastAPI:

@@ -17,8 +17,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from predictor.api import codec, schema
 from predictor.api.message import Answering, Request, Response, error_response, internal_error
 from predictor.api.pod import Pod
-from predictor.errors import DeadlineExceeded, HearthError, MalformedRequest, ObjectChanged, TooManyRequests, WorkerRestarting
+from predictor.errors import (
+    DeadlineExceeded,
+    HearthError,
+    MalformedRequest,
+    ObjectChanged,
+    OutOfMemory,
+    TooManyRequests,
+    WorkerRestarting,
+)
 from predictor.model import ModelRef, ModelSpec
+from predictor.wire import elements
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Histogram
@@ -31,7 +40,7 @@ log = logging.getLogger(__name__)
 OCTETS: Final = b"application/octet-stream"
 ATTEMPTS: Final = 2
 """A request whose worker died before computing it is sent once more, and so is one whose model was overwritten while it
-was fetched; a model that kills its worker, or is overwritten for ever, gets no third."""
+was fetched, or that found no memory on its device; a model that kills its worker, or is overwritten for ever, gets no third."""
 MAX_DEADLINE_DIGITS: Final = 12
 _DEADLINE: Final = b"hearth-deadline-ms"
 _JSON_LENGTH: Final = b"inference-header-content-length"
@@ -68,7 +77,7 @@ class Inference:
                 return self._held(request, name, version)
             ref = spec.ref
             wanted = codec.decode(request.body, request.headers.get(_JSON_LENGTH))
-            lease = pod.cache.hit(ref)
+            lease = pod.cache.hit(ref, elements(wanted.inputs))
             if lease is None:
                 return self._held(request, name, version, wanted)
         except HearthError as error:
@@ -90,11 +99,13 @@ class Inference:
                 schema.check(ref, spec.inputs, wanted.inputs)  # what cannot run must not evict anything either
                 try:
                     return await self._leased(request, wanted, spec, deadline_s)
-                except (WorkerRestarting, ObjectChanged) as error:
+                except (WorkerRestarting, ObjectChanged, OutOfMemory) as error:
                     if attempt == ATTEMPTS:
                         raise
                     if isinstance(error, ObjectChanged):
                         self._pod.catalogue.forget(name)
+                    elif isinstance(error, OutOfMemory):
+                        self._pod.cache.exhausted(ref, elements(wanted.inputs))
         except HearthError as error:
             return self.refusal(ref, error)
         raise AssertionError(f"{ATTEMPTS} attempts ended without an answer")
@@ -118,7 +129,7 @@ class Inference:
         return min(longest_s, int(told) / 1000)
 
     async def _leased(self, request: Request, wanted: codec.InferenceRequest, spec: ModelSpec, deadline_s: float) -> Response:
-        lease = await self._pod.cache.lease(spec, deadline_s=deadline_s)
+        lease = await self._pod.cache.lease(spec, deadline_s=deadline_s, elements=elements(wanted.inputs))
         try:
             schema.check(lease.ref, spec.inputs or lease.schema.inputs, wanted.inputs)
             answer = await lease.run(wanted.inputs, wanted.body, wanted.outputs)
@@ -161,8 +172,10 @@ class Inference:
         headers = f"Hearth-Version: {version}\r\n{self._from()}" if ref else self._from()
         return error_response(error, headers=headers.encode("ascii"))
 
-    def again(self, request: Request, wanted: codec.InferenceRequest, ref: ModelRef) -> None:
-        """Hold a hot request whose worker died before it computed."""
+    def again(self, request: Request, wanted: codec.InferenceRequest, ref: ModelRef, error: HearthError) -> None:
+        """Hold a hot request whose worker died before it computed, or that found no memory."""
+        if isinstance(error, OutOfMemory):
+            self._pod.cache.exhausted(ref, elements(wanted.inputs))
         request.answer_later(self._held(request, ref.name, ref.version, wanted))
 
     def _from(self) -> str:
@@ -224,8 +237,8 @@ class _Hot:
         inference, request, ref = self._inference, self._request, self._lease.ref
         try:
             response = inference.success(request, self._wanted, self._lease, future.result())
-        except WorkerRestarting:
-            inference.again(request, self._wanted, ref)
+        except (WorkerRestarting, OutOfMemory) as error:
+            inference.again(request, self._wanted, ref, error)
             return
         except HearthError as error:
             response = inference.refusal(ref, error)

@@ -45,6 +45,7 @@ class Pod:
 
     name            sent in Hearth-Pod; made safe for a header
     device_failure  why the pod cannot compute; "" while it can or is still starting
+    disk_degraded   why nothing can be written to disk; "" while all is well, or nothing is kept there
     load            what is inside the inference port now
     """
 
@@ -55,6 +56,7 @@ class Pod:
     telemetry: Telemetry
     timeline: Timeline
     device_failure: Callable[[], str]
+    disk_degraded: Callable[[], str] = lambda: ""
     state: PodState = PodState.STARTING
     load: Load = field(default_factory=Load)
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from predictor import why
 from predictor.cache import Cache
 from predictor.model import ModelRef
 from predictor.report import CopyReport, ModelReport, Residency, TierReport
 
 
-def residency(cache: Cache, *, pod: str, up_s: float, in_flight: int) -> Residency:
-    """One moment's view. Models without a copy anywhere are not in it: those are the catalogue's."""
+def residency(cache: Cache, *, pod: str, up_s: float, in_flight: int, degraded: str = "") -> Residency:
+    """One moment's view. Models without a copy anywhere are not in it: those are the catalogue's.
+
+    degraded  why nothing can be written to disk; "": nothing is wrong
+    """
     now_s = cache.clock()
     ledger = cache.ledger
     copies: dict[ModelRef, list[CopyReport]] = {}
@@ -17,8 +23,15 @@ def residency(cache: Cache, *, pod: str, up_s: float, in_flight: int) -> Residen
         copies.setdefault(copy.ref, []).append(where)
     return Residency(
         tiers=tuple(
-            TierReport(place.tier.value, place.device, budget, ledger.used_bytes(place), ledger.ready_bytes(place))
-            for place, budget in ledger.budgets.items()
+            TierReport(
+                place.tier.value,
+                place.device,
+                budget,
+                ledger.used_bytes(place),
+                ledger.books.ready_bytes(place),
+                ledger.books.headroom(place),
+            )
+            for place, budget in sorted(ledger.budgets.items(), reverse=True)
         ),
         models=tuple(_report(cache, ref, tuple(where), now_s) for ref, where in sorted(copies.items())),
         pod=pod,
@@ -27,19 +40,38 @@ def residency(cache: Cache, *, pod: str, up_s: float, in_flight: int) -> Residen
         in_flight=in_flight,
         loads=cache.loads,
         drops=cache.drops,
+        alarms=(*_churning(cache, now_s), *((degraded,) if degraded else ())),
     )
 
 
+def _churning(cache: Cache, now_s: float) -> tuple[str, ...]:
+    """Where models push each other out in circles now, in sentences."""
+    alarms = (churn.look(now_s) for churn in cache.ledger.churn.values())
+    return tuple(why.churning(alarm) for alarm in alarms if alarm is not None)
+
+
 def _report(cache: Cache, ref: ModelRef, copies: tuple[CopyReport, ...], now_s: float) -> ModelReport:
-    history = cache.history(ref)
-    return ModelReport(
+    history, spec = cache.history(ref), cache.spec(ref)
+    report = ModelReport(
         name=ref.name,
         version=ref.version,
-        format=cache.spec(ref).format.value,
         copies=copies,
         rate_per_s=cache.ledger.demand.rate(ref, now_s),
         loads=history.loads,
         load_s=history.load_s if history.loads else None,
         last_used_s_ago=now_s - history.last_used_s if history.last_used_s else None,
         failure=str(history.failure or ""),
+        pinned=ref.name in cache.ledger.pins,
+    )
+    if spec is None:  # nobody has asked for it since this pod started: it is only on disk
+        return report
+    need, profile = cache.profiles.need(spec), cache.profiles.of(spec)
+    return msgspec.structs.replace(
+        report,
+        format=spec.format.value,
+        tenant=need.tenant,
+        weights_bytes=spec.arena_bytes,
+        held_bytes=need.device_bytes,
+        activation_bytes=need.activation_bytes,
+        memory_source=profile.source,
     )

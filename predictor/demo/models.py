@@ -5,7 +5,6 @@ What stays out: uploading (s3.py) and asking (traffic.py). Only this file and mo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
@@ -26,6 +25,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim.adam import adam
 
+from predictor import checksums
 from predictor.demo import model as builder
 
 DESIGNS: Final[dict[str, dict[str, Any]]] = {
@@ -196,10 +196,7 @@ def _trained(name: str, config: dict[str, Any], digits: Digits, seed: int) -> De
 def _manifest(format_name: str, config: dict[str, Any], files: dict[str, bytes]) -> bytes:
     manifest = {
         "format": format_name,
-        "files": [
-            {"path": path, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for path, content in files.items()
-        ],
+        "files": [checksums.entry(path, content) for path, content in files.items()],
         "inputs": [{"name": "pixels", "datatype": "FP32", "shape": [-1, builder.SIDE**2]}],
         "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, builder.CLASSES]}],
         "parameters": config,

@@ -36,6 +36,12 @@ DEVICE_MODELS: Final = 6
 RAM_MODELS: Final = 12
 """Budgets hold about this many of the 24 models: evictions in both tiers, returns from RAM and from S3 are all seen."""
 
+HELD_COPIES: Final = {"onnx": 3.0, "pytorch": 1.0}
+"""What a built model holds, in sizes of its file: ONNX Runtime keeps the file's weights, its own, and packed ones."""
+
+COMPUTING_BYTES: Final = 1 << 20
+"""Room on the device for the largest computation: 200 to 300 kB measured."""
+
 DRAW_EVERY_S: Final = 0.25
 BURST_TIMEOUT_S: Final = 120.0
 REQUEST_TIMEOUT_S: Final = 0.5
@@ -108,7 +114,7 @@ class _Demo:
             ),
         )
         scene = Scene([Shown(model.name, model.format, model.size_bytes) for model in models], len(plan.requests), Tally())
-        server = self._serve(plan, endpoint, scene.catalogue_bytes / len(models))
+        server = self._serve(plan, endpoint, _budgets(models))
         try:
             self._burst(plan, server, scene)
         except NoServer as gone:
@@ -155,10 +161,9 @@ class _Demo:
             step.done = f"uploaded them to an S3 server on {HOST}:{port}"
         return f"http://{HOST}:{port}"
 
-    def _serve(self, plan: traffic.Plan, endpoint: str, mean_bytes: float) -> Server:
+    def _serve(self, plan: traffic.Plan, endpoint: str, budgets: Budgets) -> Server:
         """Start the server and let it answer once, from nothing: what a pod from zero pays."""
         with self._screen.step("starting hearth serve, and asking it at once") as step:
-            budgets = Budgets(device_bytes=int(DEVICE_MODELS * mean_bytes), ram_bytes=int(RAM_MODELS * mean_bytes))
             server = serve(self._children, endpoint, port=plan.port, budgets=budgets)
             first = traffic.Client(plan)
             outcome = first.ask(plan.requests[0])
@@ -261,3 +266,11 @@ def _hearth() -> str:
     if shutil.which("hearth"):
         return "hearth"
     return sys.argv[0] if Path(sys.argv[0]).name == "hearth" else "python -m predictor.boot"
+
+
+def _budgets(models: list[DemoModel]) -> Budgets:
+    """Room for about DEVICE_MODELS and RAM_MODELS of them, and at least for the largest."""
+    held = [int(HELD_COPIES[model.format] * model.size_bytes) for model in models]
+    device_bytes = max(DEVICE_MODELS * sum(held) // len(held), int(1.05 * max(held)))
+    ram_bytes = RAM_MODELS * sum(model.size_bytes for model in models) // len(models)
+    return Budgets(device_bytes=device_bytes + COMPUTING_BYTES, ram_bytes=ram_bytes)

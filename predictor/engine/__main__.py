@@ -3,6 +3,7 @@
     python -m predictor.engine KIND FRONT_PID DEVICE THREADS STREAM_FD CONTROL_FD PAGE_FD
 
 Only the front starts it. Standard output is the front's standard error: model code may print, our sockets are not there.
+LIMIT_BYTES is how much models may allocate together before an allocation fails; 0: as much as there is.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ PR_SET_PDEATHSIG: Final = 1
 def main() -> None:
     """Run until the front is gone."""
     kind = sys.argv[1]
-    front, _device, threads, stream, control, page = (int(argument) for argument in sys.argv[2:8])
+    front, index, threads, stream, control, page = (int(argument) for argument in sys.argv[2:8])
     _die_with(front)
     # SIGTERM and Ctrl-C go to the whole group; when the front is done with us it closes the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -34,6 +35,7 @@ def main() -> None:
     serve(
         kind,
         threads,
+        index=index,
         stream=socket.socket(fileno=stream),
         control=socket.socket(fileno=control),
         page=mmap.mmap(page, mmap.PAGESIZE),

@@ -13,16 +13,31 @@ Output = tuple[Tensor, memoryview]
 
 
 class Built(Protocol):
-    """A model that can run. ``inputs`` and ``outputs`` are empty where neither manifest nor file tells."""
+    """A model that can run. ``inputs`` and ``outputs`` are empty where neither manifest nor file tells.
+
+    own_bytes  what it is known exactly to hold beside the shared arena; it may hold more
+    """
 
     inputs: tuple[Field, ...]
     outputs: tuple[Field, ...]
+    own_bytes: int
 
     def run(self, inputs: list[Input], wanted: tuple[str, ...]) -> list[Output]:
         """Compute. ``wanted`` names the outputs to return, in that order; empty: all.
 
         Raises SchemaMismatch for what is not this model's input or output; anything else is the model's own failure.
         """
+
+
+def prepare(format_: str) -> None:
+    """Import what building this format takes, so that the first model is not charged for it.
+
+    ONNX Runtime takes 0.3 s and 15 MB: only workers that serve ONNX pay, and not before their Hello.
+    """
+    if format_ == "onnx":
+        from predictor.engine.onnx import warm_up  # noqa: PLC0415 (as above)
+
+        warm_up()
 
 
 def build(load: Load, files: Files, *, threads: int) -> Built:
@@ -32,8 +47,7 @@ def build(load: Load, files: Files, *, threads: int) -> Built:
 
         return build_module(load, files)
     if load.format == "onnx":
-        # ONNX Runtime takes 0.3 s to import: only workers that serve ONNX pay, and not before their Hello.
-        from predictor.engine.onnx import build_session  # noqa: PLC0415
+        from predictor.engine.onnx import build_session  # noqa: PLC0415 (see prepare)
 
         return build_session(load, files, threads=threads)
     raise LoadFailed(f"format {load.format} is not one this worker can build")

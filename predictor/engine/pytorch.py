@@ -1,7 +1,7 @@
 """Format pytorch: a state dict in safetensors and the model's own ``model.py`` with ``build(config) -> torch.nn.Module``.
 
-The module is built on the meta device, so nothing is allocated or initialised, and then given the file's tensors as its
-parameters: views of the arena, not copies. Whoever comes here has the operator's consent to run the model's code.
+The module is built without drawing random numbers (skeleton.py) and then given the file's tensors as its parameters: views
+of the arena, not copies. Whoever comes here has the operator's consent to run the model's code.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Final
 import msgspec
 import torch
 
-from predictor.engine import safetensors
-from predictor.engine.device import Files
+from predictor.engine import skeleton
+from predictor.engine.device import HOST, Files
 from predictor.engine.formats import Input, Output
 from predictor.engine.tensors import from_torch, to_torch
 from predictor.errors import LoadFailed, ModelFailed, SchemaMismatch
@@ -33,28 +33,30 @@ def build_module(load: Load, files: Files) -> TorchModel:
     for path in (WEIGHTS, CODE):
         if path not in files:
             raise LoadFailed(f"the model has no {path}")
-    weights = safetensors.read(files[WEIGHTS])
+    weights = files.tensors(WEIGHTS)
     make = _builder(_text(files, CODE))
     config = _config(load, files)
-    module = _assemble(make, config, weights)
-    return TorchModel(module, load.inputs, load.outputs)
+    module = _assemble(make, config, weights, files.device)
+    return TorchModel(module, load, files, weights)
 
 
 class TorchModel:
     """A module ready to run."""
 
-    def __init__(self, module: torch.nn.Module, inputs: tuple[Field, ...], outputs: tuple[Field, ...]) -> None:
-        self.inputs = inputs
-        self.outputs = outputs
+    def __init__(self, module: torch.nn.Module, load: Load, files: Files, weights: dict[str, torch.Tensor]) -> None:
+        self.inputs: tuple[Field, ...] = load.inputs
+        self.outputs: tuple[Field, ...] = load.outputs
+        self.own_bytes = files.own_bytes + _beside(module, weights)
         self._module = module
-        self._positions = {field.name: position for position, field in enumerate(inputs)}
+        self._device = files.device
+        self._positions = {field.name: position for position, field in enumerate(load.inputs)}
         kinds = inspect.signature(module.forward).parameters.values()
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         self._arguments = frozenset(argument.name for argument in kinds if argument.kind in named)
 
     def run(self, inputs: list[Input], wanted: tuple[str, ...]) -> list[Output]:
         """Inputs bind by name to forward's arguments, else in the manifest's order, else in the request's."""
-        tensors = {tensor.name: to_torch(tensor, data) for tensor, data in inputs}
+        tensors = {tensor.name: to_torch(tensor, data).to(self._device) for tensor, data in inputs}
         with torch.inference_mode():
             if self._arguments.issuperset(tensors):
                 result = self._module(**tensors)
@@ -110,18 +112,32 @@ def _config(load: Load, files: Files) -> Any:
         raise LoadFailed(f"{CONFIG} cannot be read: {error}") from None
 
 
-def _assemble(make: Any, config: Any, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
-    try:
-        with torch.device("meta"):
-            module = _made(make, config)
-    except LoadFailed:
-        raise
-    except Exception:  # noqa: BLE001 (the model's own code: some look at values, which meta tensors do not have)
-        module = _made(make, config)
+def _assemble(make: Any, config: Any, weights: dict[str, torch.Tensor], device: torch.device) -> torch.nn.Module:
+    # A parameter that the file lacks is refused below, so what the module's state names is what the file replaces.
+    module = skeleton.made(lambda: _made(make, config), in_file=lambda module: module.state_dict().keys())
     module.requires_grad_(requires_grad=False)
     _give(module, weights)
-    _fill_meta(module, make, config)
+    left = [name for name, tensor in skeleton.held(module) if tensor.is_meta]
+    if left:
+        raise LoadFailed(f"build(config) in {CODE} leaves {_list(left)} on the meta device, and no file has them")
+    if device != HOST:
+        _move(module, device)
     return module.eval()
+
+
+def _move(module: torch.nn.Module, device: torch.device) -> None:
+    """To the device with what is in no file: buffers, and attributes that are plain tensors, which Module.to leaves."""
+    for part in module.modules():
+        for held in (part._buffers, vars(part)):  # noqa: SLF001 (torch's own way to tell a buffer from an attribute)
+            moved = {name: value.to(device) for name, value in held.items() if isinstance(value, torch.Tensor)}
+            held.update(moved)
+
+
+def _beside(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> int:
+    """Bytes of the module's tensors that are not the file's: buffers, and what is in no file."""
+    shared = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
+    own = (tensor.untyped_storage() for _, tensor in skeleton.held(module) if not tensor.is_sparse)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in own if storage.data_ptr() not in shared}.values())
 
 
 def _made(make: Any, config: Any) -> torch.nn.Module:
@@ -151,36 +167,14 @@ def _give(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
             f"{WEIGHTS} does not fit the module that build() made: "
             f"missing {_list(missing)}; not in the module {_list(unexpected)}"
         )
+    before = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     try:
         module.load_state_dict(given, strict=True, assign=True)
     except RuntimeError as error:
         raise LoadFailed(f"{WEIGHTS} does not fit the module that build() made: {error}") from None
+    skeleton.relink(module, before)
 
 
 def _list(names: list[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return (", ".join(names[:NAMED]) + more) if names else "nothing"
-
-
-def _fill_meta(module: torch.nn.Module, make: Any, config: Any) -> None:
-    """What is in no file (non-persistent buffers, plain tensor attributes) is computed by building once on the CPU."""
-    left = list(_meta_tensors(module))
-    if not left:
-        return
-    real = dict(_made(make, config).named_modules())
-    for path, part, name in left:
-        value = getattr(real.get(path), name, None)
-        if not isinstance(value, torch.Tensor) or value.is_meta:
-            raise LoadFailed(f"tensor {path}.{name} is in no file, and building on the CPU does not make it")
-        if name in part._buffers:  # noqa: SLF001 (torch's own way to tell a buffer from an attribute)
-            part._buffers[name] = value  # noqa: SLF001
-        else:
-            setattr(part, name, value)
-
-
-def _meta_tensors(module: torch.nn.Module) -> list[tuple[str, torch.nn.Module, str]]:
-    found = []
-    for path, part in module.named_modules():
-        held = {**vars(part), **part._buffers, **part._parameters}  # noqa: SLF001 (as above)
-        found += [(path, part, name) for name, value in held.items() if isinstance(value, torch.Tensor) and value.is_meta]
-    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import torch
@@ -47,8 +47,17 @@ class Entry(msgspec.Struct, frozen=True):
     data_offsets: tuple[int, int]
 
 
-def read(data: torch.Tensor, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
-    """Views of ``data`` (one-dimensional uint8) by tensor name; a tensor that is not aligned for its dtype is copied.
+class Span(NamedTuple):
+    """One tensor's bytes, ``begin`` to ``end`` of its file, checked against its shape and the file's length."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def spans(data: torch.Tensor, name: str = "model.safetensors") -> dict[str, Span]:
+    """Where the tensors of ``data`` (one-dimensional uint8, on the host) lie, by name.
 
     Raises LoadFailed that says what is wrong where in ``name``.
     """
@@ -65,26 +74,34 @@ def read(data: torch.Tensor, name: str = "model.safetensors") -> dict[str, torch
         entries = msgspec.convert(header, dict[str, Entry])
     except msgspec.MsgspecError as error:
         raise LoadFailed(f"the header of {name} cannot be read: {error}") from None
-    body = data[begin:]
-    return {key: _view(body, entry, f"tensor {key!r} of {name}") for key, entry in entries.items()}
+    return {key: _span(entry, begin, len(whole), f"tensor {key!r} of {name}") for key, entry in entries.items()}
 
 
-def _view(body: torch.Tensor, entry: Entry, name: str) -> torch.Tensor:
+def read(data: torch.Tensor, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    """Views of ``data`` by tensor name; a tensor that is not aligned for its dtype is copied. Raises as ``spans`` does."""
+    return {key: _view(data, span) for key, span in spans(data, name).items()}
+
+
+def _span(entry: Entry, body: int, file_bytes: int, name: str) -> Span:
     dtype = DTYPES.get(entry.dtype)
     if dtype is None:
         raise LoadFailed(f"{name} has dtype {entry.dtype}, which is not one of {', '.join(DTYPES)}")
     begin, end = entry.data_offsets
-    if not 0 <= begin <= end <= len(body) or any(length < 0 for length in entry.shape):
+    if not 0 <= begin <= end <= file_bytes - body or any(length < 0 for length in entry.shape):
         raise LoadFailed(
-            f"{name} claims bytes {begin} to {end} with shape {entry.shape}; the file has {len(body)} after its header"
+            f"{name} claims bytes {begin} to {end} with shape {entry.shape}; the file has {file_bytes - body} after its header"
         )
     if end - begin != math.prod(entry.shape) * dtype.itemsize:
         raise LoadFailed(f"{name} has shape {entry.shape} of {entry.dtype}, but {end - begin} bytes")
-    if begin == end:
-        return torch.empty(entry.shape, dtype=dtype)
-    flat = body[begin:end]
-    if flat.data_ptr() % dtype.itemsize:
+    return Span(dtype, tuple(entry.shape), body + begin, body + end)
+
+
+def _view(data: torch.Tensor, span: Span) -> torch.Tensor:
+    if span.begin == span.end:
+        return torch.empty(span.shape, dtype=span.dtype)
+    flat = data[span.begin : span.end]
+    if flat.data_ptr() % span.dtype.itemsize:
         flat = flat.clone()
-    if flat.storage_offset() % dtype.itemsize:  # aligned in memory, though not in its storage's own counting
+    if flat.storage_offset() % span.dtype.itemsize:  # aligned in memory, though not in its storage's own counting
         flat = torch.frombuffer(flat.numpy().data, dtype=torch.uint8)
-    return flat.view(dtype).view(entry.shape)
+    return flat.view(span.dtype).view(span.shape)

@@ -6,14 +6,14 @@ stop the models that are ready. What stays out: what a device is (device.py), wh
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import gc
+import importlib.metadata
 import logging
 import mmap
 import os
 import queue
 import socket
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -21,9 +21,13 @@ from typing import Final
 
 import torch
 
+from predictor.engine.cuda import CudaDevice
 from predictor.engine.device import CpuDevice, Device
-from predictor.engine.formats import Built, Output, build
-from predictor.errors import HearthError, LoadFailed, ModelFailed
+from predictor.engine.formats import Built, Output, build, prepare
+from predictor.engine.mapping import Weights
+from predictor.engine.memory import NOT_MEASURED, is_out_of_memory
+from predictor.engine.probe import measured_run, probe
+from predictor.errors import HearthError, LoadFailed, ModelFailed, OutOfMemory
 from predictor.wire import (
     Failed,
     Frames,
@@ -31,13 +35,13 @@ from predictor.wire import (
     Hello,
     Load,
     Loaded,
+    Peak,
     Ran,
     Run,
     Tensor,
     Unload,
     Unloaded,
     encode_head,
-    receive_arena,
     to_worker_decoder,
 )
 
@@ -48,18 +52,30 @@ MESSAGE_CHARACTERS: Final = 2000
 """A model's own exception can be as long as it likes; what a client gets of it cannot."""
 
 
-def serve(kind: str, threads: int, *, stream: socket.socket, control: socket.socket, page: mmap.mmap) -> None:
-    """Say Hello and answer until the front closes ``stream``."""
+def serve(
+    kind: str,
+    threads: int,
+    *,
+    index: int = 0,
+    stream: socket.socket,
+    control: socket.socket,
+    page: mmap.mmap,
+) -> None:
+    """Say Hello and answer until the front closes ``stream``.
+
+    index  which of the devices of its ``kind``
+    """
     imported_s = time.clock_gettime(time.CLOCK_BOOTTIME)
-    assert kind == "cpu", f"no such device kind: {kind}"
+    assert kind in {"cpu", "cuda"}, f"no such device kind: {kind}"
     torch.set_num_threads(threads)
-    device = CpuDevice()
+    device: Device = CudaDevice(index) if kind == "cuda" else CpuDevice()
     device.check()
     # Everything imported so far lives as long as the process: a collection after an unload need not look at it.
     gc.freeze()
     gc.enable()
     server = Server(stream, control, page, device=device, threads=threads)
-    server.send(Hello(pid=os.getpid(), imported_s=imported_s, runtimes={"torch": str(torch.__version__)}))
+    hello = Hello(os.getpid(), imported_s, _runtimes(), device_name=device.name, memory_bytes=device.memory_bytes)
+    server.send(hello)
     threading.Thread(target=server.build_for_ever, name="build", daemon=True).start()
     server.read_for_ever()
 
@@ -76,6 +92,9 @@ class Server:
         self._models: dict[str, Built] = {}
         self._loads: queue.SimpleQueue[Load] = queue.SimpleQueue()  # bounded by the ledger: one transfer per copy
         self._writing = threading.Lock()
+        self._computing = threading.Lock()  # one computation at a time: two would share one peak
+        self._builds_begun = 0
+        self._builds_ended = 0
 
     def send(self, message: FromWorker, body: Sequence[memoryview] = ()) -> None:
         """Write one frame; both threads do."""
@@ -112,52 +131,117 @@ class Server:
 
     def build_for_ever(self) -> None:
         """The second thread: builds models in the order asked for."""
-        while True:
-            message = self._loads.get()
-            try:
-                self._load(message)
-            except (ConnectionError, EOFError):
-                return
+        try:
+            weights = Weights.receive(self._control)
+            if weights.limit_bytes:
+                self._device.cap(weights.limit_bytes)
+            while True:
+                message = self._loads.get()
+                answer = self._load(message, weights)
+                if isinstance(answer, Failed):
+                    gc.collect()  # what was half built holds itself, and the weights, in cycles
+                # Nothing of the load is left in this thread: the front may hand the arena to another model now.
+                self.send(answer)
+        except (ConnectionError, EOFError):
+            return
 
     # ---- one message each ------------------------------------------------------------------------------------
 
-    def _load(self, message: Load) -> None:
-        model, descriptor = receive_arena(self._control)
-        assert model == message.model, f"the arena of {model} came with the load of {message.model}"
-        begin_s = time.monotonic()
+    def _load(self, message: Load, weights: Weights) -> Loaded | Failed:
+        self._builds_begun += 1
         try:
-            files = self._device.place(message, descriptor)
-            placed_s = time.monotonic()
-            built = build(message, files, threads=self._threads)
-        except HearthError as error:
-            self._fail(message.id, error)
+            return self._built(message, weights)
         except (Exception, SystemExit) as error:  # noqa: BLE001 (the root of a model's own code)
-            self._fail(message.id, LoadFailed(f"model {_name(message.model)} could not be built: {_told(error)}"))
-        else:
-            self._models[message.model] = built
-            end_s = time.monotonic()
-            self.send(Loaded(message.id, built.inputs, built.outputs, placed_s - begin_s, end_s - placed_s))
+            if is_out_of_memory(error):
+                failure: HearthError = _too_much(message.model, "building it", error)
+            elif isinstance(error, HearthError):
+                failure = error
+            else:
+                failure = LoadFailed(f"model {_name(message.model)} could not be built: {_told(error)}")
+        finally:
+            self._builds_ended += 1
+        # Out of the handler, whose traceback holds what was half built.
+        if isinstance(failure, OutOfMemory):
+            self._device.give_back()
+        return _failed(message.id, failure)
+
+    def _built(self, message: Load, weights: Weights) -> Loaded:
+        prepare(message.format)
+        allocated_bytes = self._allocated_bytes()
+        begin_s = time.monotonic()
+        files = self._device.place(message, weights.map(message.extents, message.arena_bytes))
+        placed_s = time.monotonic()
+        built = build(message, files, threads=self._threads)
+        built_s = time.monotonic()
+        if message.probe:
+            gc.collect()  # what building left behind is not the model's
+        # Other models' first computations meanwhile blur the difference; what is known exactly it never falls below.
+        held_bytes = max(self._allocated_bytes() - allocated_bytes, built.own_bytes)
+        peaks: tuple[Peak, ...] = ()
+        if message.probe:
+            with self._computing:
+                peaks = probe(built, self._device, max_batch_size=message.max_batch_size, limit_bytes=message.probe_limit_bytes)
+                self._device.give_back()
+                # What first computations set up and keep, and packed weights, is the model's, too.
+                held_bytes = max(held_bytes, self._device.allocated_bytes() - allocated_bytes)
+        self._models[message.model] = built
+        return Loaded(
+            message.id,
+            built.inputs,
+            built.outputs,
+            placed_s - begin_s,
+            built_s - placed_s,
+            held_bytes=held_bytes,
+            peaks=peaks,
+        )
+
+    def _allocated_bytes(self) -> int:
+        """What is allocated while nothing computes."""
+        with self._computing:
+            return self._device.allocated_bytes()
 
     def _unload(self, message: Unload) -> None:
         if self._models.pop(message.model, None) is not None:
-            gc.collect()  # modules hold themselves in cycles
-            _give_memory_back()
+            self._device.give_back()
         self.send(Unloaded(message.id))
 
     def _run(self, message: Run, body: memoryview) -> None:
-        self._page[:8] = message.id.to_bytes(8, "little")
-        begin_s = time.monotonic()
+        with self._computing:
+            self._page[:8] = message.id.to_bytes(8, "little")
+            answer, parts = self._answer(message, body)
+            # Out of the handler there, whose traceback holds the tensors of the computation.
+            if isinstance(answer, Failed) and answer.kind == OutOfMemory.__name__:
+                self._device.give_back()
+        # The page says so until the answer is out: the front reads there who was inside when this process died.
         try:
-            outputs = self._compute(message, body)
-        except HearthError as error:
-            self._fail(message.id, error)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 (the root of a model's own code)
-            self._fail(message.id, ModelFailed(f"model {_name(message.model)} failed: {_told(error)}"))
-        else:
-            compute_s = time.monotonic() - begin_s
-            self.send(Ran(message.id, tuple(tensor for tensor, _ in outputs), compute_s), [data for _, data in outputs])
+            self.send(answer, parts)
         finally:
             self._page[:8] = bytes(8)
+
+    def _answer(self, message: Run, body: memoryview) -> tuple[Ran | Failed, list[memoryview]]:
+        begin_s = time.monotonic()
+        try:
+            if message.measure:
+                outputs, peak_bytes = self._measured(message, body)
+            else:
+                outputs, peak_bytes = self._compute(message, body), NOT_MEASURED
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (the root of a model's own code)
+            return _failed(message.id, self._failure(message.model, error)), []
+        compute_s = time.monotonic() - begin_s
+        ran = Ran(message.id, tuple(tensor for tensor, _ in outputs), compute_s, peak_bytes=peak_bytes)
+        return ran, [data for _, data in outputs]
+
+    @staticmethod
+    def _failure(model: str, error: BaseException) -> HearthError:
+        if is_out_of_memory(error):
+            return _too_much(model, "computing", error)
+        return error if isinstance(error, HearthError) else ModelFailed(f"model {_name(model)} failed: {_told(error)}")
+
+    def _measured(self, message: Run, body: memoryview) -> tuple[list[Output], int]:
+        begun, ended = self._builds_begun, self._builds_ended
+        outputs, peak_bytes = measured_run(self._device, lambda: self._compute(message, body), body.nbytes)
+        alone = begun == ended and begun == self._builds_begun
+        return outputs, peak_bytes if alone else NOT_MEASURED
 
     def _compute(self, message: Run, body: memoryview) -> list[Output]:
         model = self._models.get(message.model)
@@ -169,8 +253,9 @@ class Server:
             begin += tensor.size_bytes
         return model.run(inputs, message.outputs)
 
-    def _fail(self, number: int, error: HearthError) -> None:
-        self.send(Failed(number, type(error).__name__, error.message[:MESSAGE_CHARACTERS]))
+
+def _failed(number: int, error: HearthError) -> Failed:
+    return Failed(number, type(error).__name__, error.message[:MESSAGE_CHARACTERS])
 
 
 def _name(key: str) -> str:
@@ -183,7 +268,14 @@ def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _give_memory_back() -> None:
-    """Glibc keeps freed pages for itself until told otherwise."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
+def _too_much(model: str, what: str, error: BaseException) -> OutOfMemory:
+    return OutOfMemory(f"model {_name(model)}: {what} takes more memory than the device has left: {_told(error)}")
+
+
+def _runtimes() -> dict[str, str]:
+    """Asking for a version does not import the runtime: an ONNX-free worker shall not pay for that."""
+    found = {"torch": str(torch.__version__)}
+    for distribution in ("onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found["onnxruntime"] = importlib.metadata.version(distribution)
+    return found

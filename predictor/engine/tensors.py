@@ -64,7 +64,7 @@ def from_torch(name: str, value: torch.Tensor) -> Output:
     datatype = FROM_TORCH.get(value.dtype)
     if datatype is None:
         raise ModelFailed(f"output {name!r} has dtype {value.dtype}, for which V2 has no datatype: convert it in the model")
-    flat = value.detach().contiguous().reshape(-1)
+    flat = value.detach().cpu().contiguous().reshape(-1)
     data = flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
     return Tensor(name, datatype, tuple(value.shape), data.nbytes), data
 

@@ -1,8 +1,13 @@
-"""Which copies to drop when room is short. One number compares them: what a byte of the copy is worth per second."""
+"""Which copies to drop when room is short. One number compares them: what a byte of the copy is worth per second.
+
+Some copies are spared whatever they are worth: ``Rules`` says which.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from predictor.policy.residency import Copy
@@ -20,29 +25,65 @@ def value(rate_per_s: float, load_s: float, size_bytes: int) -> float:
     return rate_per_s * max(load_s, LEAST_LOAD_S) / max(size_bytes, 1)
 
 
-def victims(residents: Sequence[Copy], need_bytes: int) -> tuple[Copy, ...] | None:
-    """Choose which copies to drop so that ``need_bytes`` more become free.
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What an operator says about who stays.
+
+    min_residency_s  a copy stays as long as its load took, at most this: otherwise two models that do not fit together
+                     would push each other out before either has answered. It delays newcomers and refuses nobody
+    idle_ttl_s       a copy that nobody used for so long is dropped, needed or not; infinity: never
+    floors           tenant → share of every budget, 0 to 1, that other tenants' newcomers cannot take from it
+    """
+
+    min_residency_s: float = 5.0
+    idle_ttl_s: float = math.inf
+    floors: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        total = sum(self.floors.values())
+        assert total <= 1, f"the tenants' floors are {total:g} of the budget together"
+
+    def stays_until_s(self, copy: Copy) -> float:
+        """Moment from which a ready copy may be dropped to make room."""
+        return copy.ready_s + min(copy.load_s, self.min_residency_s)
+
+    def floor_bytes(self, tenant: str, budget_bytes: int) -> int:
+        """Bytes of a budget that are kept for ``tenant``."""
+        return int(self.floors.get(tenant, 0.0) * budget_bytes)
+
+    def kept_for_others_bytes(self, tenant: str, budget_bytes: int) -> int:
+        """Bytes of a budget that ``tenant`` can never get."""
+        return sum(self.floor_bytes(other, budget_bytes) for other in self.floors if other != tenant)
+
+
+def victims(candidates: Sequence[Copy], excess_bytes: int, others_headroom_bytes: int = 0) -> tuple[Copy, ...] | None:
+    """Choose which copies to drop so that what remains fits.
 
     All or nothing: a complete answer, or None and the caller waits.
 
-    residents   the copies that may be dropped, least valuable first
-    need_bytes  what is missing, > 0; not the size of the newcomer
+    candidates             the copies that may be dropped, least valuable first
+    excess_bytes           all bytes at the place and the newcomer's, less the budget; without any headroom
+    others_headroom_bytes  the largest headroom of the newcomer and of every copy that is no candidate
     """
-    assert need_bytes > 0, f"nothing to free: need_bytes={need_bytes}"
+    headrooms = [others_headroom_bytes]  # of what remains if only the last 0, 1, 2… candidates do
+    for copy in reversed(candidates):
+        headrooms.append(max(headrooms[-1], copy.headroom_bytes))
+    assert excess_bytes + headrooms[-1] > 0, f"nothing to free: {excess_bytes} + {headrooms[-1]} bytes"
     chosen: list[Copy] = []
-    missing = need_bytes
-    for copy in residents:
-        if copy.size_bytes == 0:
-            continue
+    for copy in candidates:
+        headrooms.pop()
         chosen.append(copy)
-        missing -= copy.size_bytes
-        if missing <= 0:
+        excess_bytes -= copy.size_bytes
+        if excess_bytes + headrooms[-1] <= 0:
             break
     else:
         return None
     # The last one may be so large that earlier choices are needless: spare the most valuable of them first.
+    headroom_bytes = headrooms[-1]
     for copy in chosen[-2::-1]:
-        if copy.size_bytes <= -missing:
+        with_copy = max(headroom_bytes, copy.headroom_bytes)
+        if excess_bytes + copy.size_bytes + with_copy <= 0:
             chosen.remove(copy)
-            missing += copy.size_bytes
+            excess_bytes += copy.size_bytes
+            headroom_bytes = with_copy
     return tuple(chosen)

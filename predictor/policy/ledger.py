@@ -4,20 +4,25 @@ The whole idea of Hearth's cache is in this file. Every method is one event of t
 Plan: what is to be done about it, as plain data. ``cache.py`` carries Plans out and reports back with the next event.
 
     wait ──▶ Start(ram) ··· finished ──▶ Start(device) ··· finished ──▶ Grant ··· release
-                └─ no room: Drop ··· dropped ─┘
+                │  └─ no room: Drop ··· dropped ─┘    └▶ Start(disk), behind everybody's back
+                └─ from disk, else from the model store
 
 Rules, each of them a property in tests/policy:
 
-1.  Bytes are reserved when a transfer is decided and count until their tier confirms that they are free:
-    no place ever holds more than its budget.
+1.  Bytes are reserved when a transfer is decided and count until their tier confirms that they are free: no place ever
+    holds more than its budget. On a device the largest computation counts, too: one runs at a time. A model that turns
+    out larger than it was booked makes its place drop others until the books are right again.
 2.  What is held is never dropped: a device copy while a request uses it, a RAM copy while a transfer reads it or a
-    device copy shares its bytes.
+    device copy shares its bytes, a disk copy while it is read.
 3.  Every waiter is answered once: granted, refused, or it left.
 4.  One transfer per copy, shared by all who wait for it.
-5.  Nothing is dropped while there is room, and then the least valuable first.
+5.  Nothing is dropped while there is room (unless it has a time to live), and then the least valuable first. Pins,
+    minimum residency and tenants' floors spare a copy: they can delay a newcomer, and refuse none that fits beside them.
 6.  Whoever has waited longest is served first at each place. If only copies in use stand in its way, those drain: they
     take no new requests until they are dropped. So nobody waits for ever beside a model that is never idle.
 7.  A pre-load takes only free room, begins only while nobody waits, and gives its room back to whoever needs it.
+8.  What came from the model store goes to disk afterwards, if it is worth more than what it would push out there. That
+    never delays anybody: it is stopped when its RAM copy's room is needed.
 
 There can be no deadlock: a model goes RAM → device, what it needs next is held only by computations and transfers,
 which end, and the RAM copy of a model that waits for its device is not taken away for another.
@@ -25,17 +30,20 @@ which end, and the RAM copy of a model that waits for its device is not taken aw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from predictor.model import ModelRef, Tier
+from predictor.policy.books import Books
+from predictor.policy.churn import Churn
 from predictor.policy.demand import Demand
-from predictor.policy.eviction import value, victims
+from predictor.policy.eviction import Rules, value
 from predictor.policy.residency import (
+    DISK,
     RAM,
-    Abort,
     Action,
-    Cause,
     Copy,
     Drop,
     Footprint,
@@ -47,6 +55,7 @@ from predictor.policy.residency import (
     Start,
     State,
 )
+from predictor.policy.room import Room
 
 PRELOADS_AT_ONCE: Final = 2
 """One pre-load can fetch while another is being built; more would only delay the most wanted of them."""
@@ -55,44 +64,53 @@ PRELOADS_AT_ONCE: Final = 2
 class Ledger:
     """Bytes used, reserved and held per place; the queue of those who wait.
 
-    budgets  bytes per place: RAM and at least one device
+    books    every copy; to be read by anybody
+    budgets  bytes per place: RAM, at least one device, and the disk if there is one
     demand   request rates, which the ledger notes requests in and values copies by
+    wake_s   moment from which ``tick`` has something to do though nothing else happens; infinity: none
     """
 
-    def __init__(self, budgets: Mapping[Place, int], demand: Demand) -> None:
+    def __init__(self, budgets: Mapping[Place, int], demand: Demand, rules: Rules | None = None) -> None:
         assert RAM in budgets, f"no RAM budget among {list(budgets)}"
-        assert len(budgets) > 1, "no device"
-        self.budgets = dict(budgets)
+        self.books = Books(budgets)
+        assert self.books.devices, "no device"
         self.demand = demand
-        self._devices = tuple(sorted(place for place in budgets if place.tier is Tier.DEVICE))
-        self._used = dict.fromkeys(budgets, 0)
-        self._copies: dict[tuple[ModelRef, Place], Copy] = {}
-        self._needs: dict[ModelRef, Footprint] = {}
+        self.rules = rules or Rules()
+        self.wake_s = math.inf
         self._waiting: dict[ModelRef, list[int]] = {}  # in order of the first waiter's arrival
+        self._room = Room(self.books, demand, self.rules, self._waiting)
         self._preloads: dict[ModelRef, None] = {}  # in the order asked for
+        self._spills: dict[ModelRef, None] = {}  # to be written to disk
         self._ticket = 0
 
     # ---- questions -------------------------------------------------------------------------------------------
 
+    @property
+    def pins(self) -> frozenset[str]:
+        """Names of models whose copies are never dropped for others."""
+        return frozenset(self._room.pins)
+
+    @property
+    def churn(self) -> Mapping[Place, Churn]:
+        """Per place, whether models go round in circles."""
+        return self._room.churn
+
+    @property
+    def budgets(self) -> Mapping[Place, int]:
+        """Bytes per place."""
+        return self.books.budgets
+
     def used_bytes(self, place: Place) -> int:
         """Bytes of all copies at ``place``, whatever their state."""
-        return self._used[place]
-
-    def ready_bytes(self, place: Place) -> int:
-        """Bytes of the copies at ``place`` that can be used."""
-        return sum(copy.size_bytes for copy in self._copies.values() if copy.place == place and copy.state is State.READY)
+        return self.books.used(place)
 
     def copies(self) -> Iterable[Copy]:
         """Every line of the books; not to be changed."""
-        return self._copies.values()
+        return self.books.all()
 
     def knows(self, ref: ModelRef) -> bool:
         """Whether the model has a copy anywhere, or somebody waits for one."""
-        return ref in self._needs
-
-    def is_draining(self, ref: ModelRef) -> bool:
-        """Whether some copy of the model is on its way out."""
-        return any(copy.ref == ref and copy.state is State.DRAINING for copy in self._copies.values())
+        return ref in self.books.needs
 
     @property
     def preloads_queued(self) -> int:
@@ -101,40 +119,45 @@ class Ledger:
 
     def is_background(self, ref: ModelRef, place: Place) -> bool:
         """Whether the transfer into ``place`` serves nobody who waits."""
-        copy = self._copies.get((ref, place))
+        copy = self.books.at(ref, place)
         return copy is not None and copy.background
 
-    def too_large(self, need: Footprint) -> tuple[Place, int] | None:
-        """The place that could not hold the model even if it were empty, and the bytes needed there; None: it fits."""
-        if need.ram_bytes > self.budgets[RAM]:
-            return RAM, need.ram_bytes
-        largest = max(self._devices, key=self.budgets.__getitem__)
-        if need.device_bytes > self.budgets[largest]:
-            return largest, need.device_bytes
+    def too_large(self, need: Footprint) -> tuple[Place, int, int] | None:
+        """The place that could not hold the model even if it held nothing else: what can be had there, and its budget.
+
+        None: it fits. Other tenants' floors cannot be had. Pins can: an operator may take them back.
+        """
+        for place in (RAM, max(self.books.devices, key=self.budgets.__getitem__)):
+            available_bytes = self.budgets[place] - self.rules.kept_for_others_bytes(need.tenant, self.budgets[place])
+            if need.size(place) + need.headroom(place) > available_bytes:
+                return place, available_bytes, self.budgets[place]
         return None
 
     # ---- requests --------------------------------------------------------------------------------------------
 
     def hit(self, ref: ModelRef, now_s: float) -> Place | None:
         """Lease a copy that is ready. None: there is none, and nothing was noted; ask again with ``wait``."""
-        copy = self._ready(ref)
+        copy = self.books.ready(ref)
         if copy is None:
             return None
         copy.holds += 1
+        copy.used_s = now_s
         self.demand.note(ref, now_s)
         return copy.place
 
     def wait(self, ref: ModelRef, need: Footprint, now_s: float) -> tuple[int, Plan]:
-        """Queue for a lease. Returns the ticket that a Grant or Refuse will name, and what to do now."""
+        """Queue for a lease. Returns the ticket that a Grant or Refuse will name, and what to do now.
+
+        A need larger than a resident model was booked with, for a larger request, makes its device hold that much free.
+        """
         assert self.too_large(need) is None, f"{ref} needs {need}, budgets {self.budgets}"
         self._ticket += 1
         self.demand.note(ref, now_s)
-        self._needs[ref] = need
+        self._enter(ref, need)
         self._preloads.pop(ref, None)
         self._waiting.setdefault(ref, []).append(self._ticket)
-        for place in self.budgets:
-            if copy := self._copies.get((ref, place)):
-                copy.background = copy.background and copy.state is State.DRAINING
+        for copy in self.books.of(ref):
+            copy.background = copy.background and (copy.state is State.DRAINING or copy.place == DISK)
         return self._ticket, tuple(self._pump(now_s))
 
     def leave(self, ticket: int, ref: ModelRef, now_s: float) -> Plan:
@@ -144,131 +167,193 @@ class Ledger:
         queue.remove(ticket)
         if not queue:
             del self._waiting[ref]
-            if any((ref, place) in self._copies for place in self.budgets):
+            if self.books.of(ref) and self.books.ready(ref) is None:
                 self._preloads[ref] = None
             self._tidy(ref)
         return tuple(self._pump(now_s))
 
-    def release(self, ref: ModelRef, place: Place) -> Plan:
+    def release(self, ref: ModelRef, place: Place, now_s: float) -> Plan:
         """A lease ended. Nobody can be served by that alone: what a waiter needs is drained already, or being filled."""
-        return tuple(self._unhold(self._copies[ref, place]))
+        copy = self.books.at(ref, place)
+        assert copy is not None, f"released without a copy: {ref} at {place}"
+        copy.used_s = now_s
+        return tuple(self.books.unhold(copy))
 
     def preload(self, ref: ModelRef, need: Footprint, now_s: float) -> Plan:
         """Bring the model to a device if that costs nobody anything; otherwise as far as there is free room."""
-        if ref in self._waiting or self._ready(ref) or self.too_large(need):
+        if ref in self._waiting or self.books.ready(ref) or self.too_large(need):
             return ()
-        self._needs[ref] = need
+        self._enter(ref, need)
         self._preloads[ref] = None
         return tuple(self._pump(now_s))
 
     def unload(self, ref: ModelRef, now_s: float) -> Plan:
-        """Drop every copy of the model as soon as nobody uses it. Who asks for it meanwhile loads it again afterwards."""
+        """Drop the copies in RAM and on devices as soon as nobody uses them. Who asks meanwhile loads it again afterwards."""
         self._preloads.pop(ref, None)
         actions: list[Action] = []
-        for place in (*self._devices, RAM):
-            copy = self._copies.get((ref, place))
+        for place in (*self.books.devices, RAM):
+            copy = self.books.at(ref, place)
             if copy is None:
                 continue
             if copy.state is State.FILLING and copy.background:
-                actions += self._abort(copy, self._cause(copy, "order", now_s))
-            elif copy.state is State.READY and not self._being_read(copy):
-                actions += self._drain(copy, self._cause(copy, "order", now_s))
+                actions += self.books.abort(copy, self._room.cause(copy, "order", now_s))
+            elif copy.state is State.READY and not self.books.is_read(copy):
+                actions += self.books.drain(copy, self._room.cause(copy, "order", now_s))
         self._tidy(ref)
         return (*actions, *self._pump(now_s))
 
+    def pin(self, name: str) -> None:
+        """Drop no copy of the model for another one from now on."""
+        self._room.pins.add(name)
+
+    def unpin(self, name: str, now_s: float) -> Plan:
+        """Undo ``pin``."""
+        self._room.pins.discard(name)
+        return tuple(self._pump(now_s))
+
     # ---- what the tiers report -------------------------------------------------------------------------------
+
+    def adopt(self, ref: ModelRef, size_bytes: int, now_s: float) -> Plan:
+        """A whole copy was found on disk at the start. Those that are over the budget, the first ones found, go again."""
+        self.books.adopt(ref, DISK, size_bytes)
+        return tuple(self._room.shrink(DISK, now_s))
 
     def finished(self, ref: ModelRef, place: Place, seconds: float, now_s: float) -> Plan:
         """The transfer into ``place`` succeeded after ``seconds``."""
-        copy = self._copies[ref, place]
+        copy = self.books.at(ref, place)
+        assert copy is not None, f"finished without a copy: {ref} at {place}"
         actions: list[Action] = []
-        if not self._needs[ref].shares_ram:
-            actions += self._let_go_of_source(copy)
+        if place == RAM and copy.source is None and DISK in self.budgets:
+            self._spills[ref] = None
+        if place.tier is not Tier.DEVICE or not self.books.needs[ref].shares_ram:
+            actions += self.books.let_go_of_source(copy)
         if copy.state is State.DRAINING:  # an abort that came too late
             actions.append(Drop(ref, place, copy.cause))
         else:
             copy.state = State.READY
-            copy.load_s = seconds
-            if place is not RAM and ref in self._waiting:
+            copy.load_s, copy.ready_s, copy.used_s = seconds, now_s, now_s
+            if place in self.churn:
+                self.churn[place].loaded(ref, seconds, now_s)
+            if place.tier is Tier.DEVICE and ref in self._waiting:
                 actions += self._serve(ref, set(), now_s)
         return (*actions, *self._pump(now_s))
 
     def failed(self, ref: ModelRef, place: Place, now_s: float) -> Plan:
         """The transfer into ``place`` failed or was aborted: the bytes are free, whoever waited is refused."""
-        copy = self._copies[ref, place]
+        copy = self.books.at(ref, place)
+        assert copy is not None, f"failed without a copy: {ref} at {place}"
         aborted = copy.state is State.DRAINING
-        actions = self._forget(copy)
-        if not aborted:
+        actions = self.books.forget(copy)
+        if not aborted and place != DISK:
             self._preloads.pop(ref, None)
             actions += [Refuse(ticket, ref) for ticket in self._waiting.pop(ref, ())]
-            self._tidy(ref)
+        self._tidy(ref)
         return (*actions, *self._pump(now_s))
+
+    def measured(self, ref: ModelRef, need: Footprint, now_s: float) -> Plan:
+        """What a resident model really takes. Its device drops others where it is more than was booked."""
+        self.books.resize(ref, need)
+        return tuple(self._pump(now_s))
+
+    def damaged(self, ref: ModelRef, now_s: float) -> Plan:
+        """The disk copy cannot be read: it goes, and the transfer that read it goes on from the model store."""
+        copy, reader = self.books.at(ref, DISK), self.books.at(ref, RAM)
+        assert copy is not None, f"no disk copy of {ref}"
+        assert reader is not None, f"nothing reads the disk copy of {ref}"
+        self.books.drain(copy, self._room.cause(copy, "damaged", now_s))
+        return tuple(self.books.let_go_of_source(reader))
 
     def dropped(self, ref: ModelRef, place: Place, now_s: float) -> Plan:
         """The bytes of a copy that was to be dropped are free."""
-        copy = self._copies[ref, place]
+        copy = self.books.at(ref, place)
+        assert copy is not None, f"dropped without a copy: {ref} at {place}"
         assert copy.state is State.DRAINING, f"dropped unasked: {copy}"
         assert copy.holds == 0, f"dropped in use: {copy}"
-        return (*self._forget(copy), *self._pump(now_s))
+        actions = self.books.forget(copy)
+        self._tidy(ref)
+        return (*actions, *self._pump(now_s))
 
     def lost(self, place: Place, now_s: float) -> Plan:
         """The device's worker died and every ready copy with it. Those in use go as their requests fail."""
         actions: list[Action] = []
-        for copy in [copy for copy in self._copies.values() if copy.place == place]:
+        for copy in tuple(self.books.here(place)):
             if copy.state is State.READY:
-                actions += self._drain(copy, self._cause(copy, "lost", now_s))
+                actions += self.books.drain(copy, self._room.cause(copy, "lost", now_s))
+        return (*actions, *self._pump(now_s))
+
+    def tick(self, now_s: float) -> Plan:
+        """Time went by: copies may have outlived their minimum residency, or their time to live."""
+        actions: list[Action] = []
+        for place in (*self.books.devices, RAM) if self.rules.idle_ttl_s < math.inf else ():
+            for copy in tuple(self.books.here(place)):
+                if self._room.expires_s(copy) <= now_s:
+                    actions += self.books.drain(copy, self._room.cause(copy, "idle", now_s))
         return (*actions, *self._pump(now_s))
 
     # ---- decisions -------------------------------------------------------------------------------------------
 
     def _pump(self, now_s: float) -> list[Action]:
-        """Serve whoever can be served, longest waiting first; then pre-loads, if nobody waits."""
+        """Serve whoever can be served, longest waiting first; then pre-loads, if nobody waits; then the disk."""
+        self._room.wake_s = math.inf
         actions: list[Action] = []
+        for place in self.books.devices:
+            actions += self._room.shrink(place, now_s)
         if self._waiting:
             blocked: set[Place] = set()
             for ref in tuple(self._waiting):
-                if len(blocked) == len(self.budgets):
+                if len(blocked) > len(self.books.devices):
                     break
                 actions += self._serve(ref, blocked, now_s)
-        if self._preloads and not self._waiting:
+        elif self._preloads:
             actions += self._pump_preloads()
+        if self._spills:
+            actions += self._pump_spills(now_s)
+        self.wake_s = self._room.wake_s
+        if self.rules.idle_ttl_s < math.inf:
+            self.wake_s = min([self.wake_s, *map(self._room.expires_s, self.books.all())])
         return actions
 
     def _serve(self, ref: ModelRef, blocked: set[Place], now_s: float) -> list[Action]:
         """One step for those who wait for ``ref``. A place in ``blocked`` is claimed by somebody who waits longer."""
-        if ready := self._ready(ref):
+        if ready := self.books.ready(ref):
+            if self.books.missing(ref, ready.place) > 0:  # a larger computation than there is room for
+                blocked.add(ready.place)
+                return self._room.make(ready.place, ref, now_s)
             tickets = self._waiting.pop(ref)
             ready.holds += len(tickets)
+            ready.used_s = now_s
             return [Grant(ticket, ref, ready.place) for ticket in tickets]
-        if any((ref, place) in self._copies for place in self._devices):
+        source = self.books.at(ref, RAM)
+        if self.books.above(ref) or (source is not None and source.state is not State.READY):
             return []  # on its way in or out: finished, failed or dropped will bring us back
-        source = self._copies.get((ref, RAM))
-        if source is not None and source.state is not State.READY:
-            return []
         target = RAM if source is None else self._choose_device(ref, blocked, now_s)
         if target is None or target in blocked:
             return []
-        size_bytes = self._size(ref, target)
-        missing_bytes = size_bytes - self._free(target)
-        if missing_bytes <= 0:
+        if self.books.missing(ref, target) <= 0:
             return [self._start(ref, target, background=False)]
         blocked.add(target)
-        return self._make_room(target, missing_bytes, ref, now_s)
+        return self._room.make(target, ref, now_s)
+
+    def _start(self, ref: ModelRef, target: Place, *, background: bool) -> Start:
+        source = RAM if target != RAM else None
+        if target == RAM and (kept := self.books.at(ref, DISK)) and kept.state is State.READY:
+            source = DISK
+        return self.books.start(ref, target, source, background=background)
 
     def _pump_preloads(self) -> list[Action]:
         actions: list[Action] = []
-        active = sum(copy.state is State.FILLING and copy.background for copy in self._copies.values())
+        active = sum(copy.state is State.FILLING and copy.background and copy.place != DISK for copy in self.books.all())
         for ref in tuple(self._preloads):
             if active >= PRELOADS_AT_ONCE:
                 break
-            present = [self._copies[ref, place] for place in self.budgets if (ref, place) in self._copies]
+            present = [copy for copy in self.books.of(ref) if copy.place != DISK]
             if any(copy.state is not State.READY for copy in present):
                 continue
-            if any(copy.place is not RAM for copy in present):
+            if any(copy.place != RAM for copy in present):
                 del self._preloads[ref]
                 continue
-            target = max(self._devices, key=self._free) if present else RAM
-            if self._size(ref, target) > self._free(target):
+            target = min(self.books.devices, key=lambda place: self.books.missing(ref, place)) if present else RAM
+            if self.books.missing(ref, target) > 0:
                 del self._preloads[ref]
                 self._tidy(ref)
                 actions.append(Skip(ref, target))
@@ -277,140 +362,57 @@ class Ledger:
             active += 1
         return actions
 
-    def _make_room(self, place: Place, missing_bytes: int, newcomer: ModelRef, now_s: float) -> list[Action]:
-        """Have copies dropped, or drained if all are in use, until ``missing_bytes`` are free or on their way to be."""
-        here = [copy for copy in self._copies.values() if copy.place == place]
-        missing_bytes -= sum(copy.size_bytes for copy in here if copy.state is State.DRAINING)
-        if missing_bytes <= 0:
-            return []
-        if place is not RAM and any(copy.state is State.FILLING and not copy.background for copy in here):
-            return []  # a worker builds one model at a time: room made now would only stand empty
-        preloads = [copy for copy in here if copy.state is State.FILLING and copy.background]
-        ready = [copy for copy in here if copy.state is State.READY and self._droppable(copy)]
-        ready.sort(key=lambda copy: self._value(copy, now_s))
-        idle = [copy for copy in ready if not self._in_use(copy)]
-        chosen = victims([*preloads, *idle], missing_bytes)
-        if chosen is None:
-            chosen = victims([*preloads, *idle, *(copy for copy in ready if self._in_use(copy))], missing_bytes)
+    def _pump_spills(self, now_s: float) -> list[Action]:
+        """Write to disk what came from the model store, one at a time; never push out what is worth more."""
         actions: list[Action] = []
-        for copy in chosen or ():
-            cause = self._cause(copy, "room", now_s, newcomer)
-            actions += self._abort(copy, cause) if copy.state is State.FILLING else self._drain(copy, cause)
+        for ref in tuple(self._spills):
+            if any(copy.state is State.FILLING for copy in self.books.here(DISK)):
+                break
+            source, present = self.books.at(ref, RAM), self.books.at(ref, DISK)
+            if source is None or source.state is not State.READY or (present and present.state is State.READY):
+                del self._spills[ref]
+            elif present is None and self.books.missing(ref, DISK) <= 0:
+                del self._spills[ref]
+                actions.append(self._start(ref, DISK, background=True))
+            elif present is None:
+                worth = value(self.demand.rate(ref, now_s), source.load_s, self.books.needs[ref].disk_bytes)
+                cheaper = [copy for copy in self._room.candidates(DISK, ref, now_s) if self._room.value(copy, now_s) < worth]
+                room = self._room.drop_until_fits(DISK, cheaper, ref, now_s)
+                if room is None:
+                    del self._spills[ref]
+                actions += room or ()
         return actions
-
-    def _droppable(self, copy: Copy) -> bool:
-        """Whether draining this READY copy ends by itself and takes nothing from who waits for its model."""
-        if copy.place is not RAM:
-            return True
-        return copy.ref not in self._waiting and not self._being_read(copy)
-
-    def _being_read(self, copy: Copy) -> bool:
-        """Whether a transfer to a device reads this copy."""
-        return copy.place is RAM and any(above.state is State.FILLING for above in self._above(copy.ref))
-
-    def _in_use(self, copy: Copy) -> bool:
-        if copy.place is not RAM:
-            return copy.holds > 0
-        return any(above.holds for above in self._above(copy.ref)) if self._needs[copy.ref].shares_ram else copy.holds > 0
 
     def _choose_device(self, ref: ModelRef, blocked: set[Place], now_s: float) -> Place | None:
         """Where there is room; otherwise where the least value is in the way; None: every fitting device is claimed."""
-        size_bytes = self._needs[ref].device_bytes
-        fitting = [place for place in self._devices if self.budgets[place] >= size_bytes and place not in blocked]
+        need = self.books.needs[ref]
+        need_bytes = need.device_bytes + need.activation_bytes
+        fitting = [place for place in self.books.devices if self.budgets[place] >= need_bytes and place not in blocked]
         if not fitting:
             return None
 
         def cost(place: Place) -> tuple[float, int]:
-            free_bytes = self._free(place)
-            if free_bytes >= size_bytes:
-                return (-1.0, -free_bytes)
-            here = (copy for copy in self._copies.values() if copy.place == place)
-            return (sum(self._value(copy, now_s) * copy.size_bytes for copy in here), -free_bytes)
+            missing_bytes = self.books.missing(ref, place)
+            if missing_bytes <= 0:
+                return (-1.0, missing_bytes)
+            here = self.books.here(place)
+            return (sum(self._room.value(copy, now_s) * copy.size_bytes for copy in here), missing_bytes)
 
         return min(fitting, key=cost)
 
-    def _value(self, copy: Copy, now_s: float) -> float:
-        return value(self.demand.rate(copy.ref, now_s), copy.load_s, copy.size_bytes)
-
-    def _cause(self, copy: Copy, kind: str, now_s: float, newcomer: ModelRef | None = None) -> Cause:
-        newcomer_rate = self.demand.rate(newcomer, now_s) if newcomer else 0.0
-        return Cause(kind, self._value(copy, now_s), self.demand.rate(copy.ref, now_s), newcomer, newcomer_rate)
-
     # ---- book-keeping ----------------------------------------------------------------------------------------
 
-    def _ready(self, ref: ModelRef) -> Copy | None:
-        """The least used ready device copy."""
-        best: Copy | None = None
-        for place in self._devices:
-            copy = self._copies.get((ref, place))
-            if copy is not None and copy.state is State.READY and (best is None or copy.holds < best.holds):
-                best = copy
-        return best
-
-    def _above(self, ref: ModelRef) -> list[Copy]:
-        return [copy for place in self._devices if (copy := self._copies.get((ref, place)))]
-
-    def _free(self, place: Place) -> int:
-        return self.budgets[place] - self._used[place]
-
-    def _size(self, ref: ModelRef, place: Place) -> int:
-        need = self._needs[ref]
-        return need.ram_bytes if place.tier is Tier.RAM else need.device_bytes
-
-    def _start(self, ref: ModelRef, target: Place, *, background: bool) -> Start:
-        size_bytes = self._size(ref, target)
-        assert size_bytes <= self._free(target), f"{ref}: {size_bytes} bytes, {self._free(target)} free at {target}"
-        assert (ref, target) not in self._copies, f"{ref} is already at {target}"
-        if target is not RAM:
-            self._copies[ref, RAM].holds += 1  # the transfer reads it; a view keeps the hold
-        self._copies[ref, target] = Copy(
-            ref, target, size_bytes, State.FILLING, holds_source=target is not RAM, background=background
-        )
-        self._used[target] += size_bytes
-        return Start(ref, target)
-
-    def _drain(self, copy: Copy, cause: Cause) -> list[Action]:
-        """No new leases; dropped when the last hold ends. Draining a RAM copy drains the device copies that share it."""
-        assert copy.state is State.READY, f"drained while {copy.state}: {copy}"
-        copy.state = State.DRAINING
-        copy.cause = cause
-        if copy.holds == 0:
-            return [Drop(copy.ref, copy.place, cause)]
-        actions: list[Action] = []
-        if copy.place is RAM and self._needs[copy.ref].shares_ram:
-            for above in self._above(copy.ref):
-                if above.state is State.READY:
-                    actions += self._drain(above, cause)
-        return actions
-
-    def _abort(self, copy: Copy, cause: Cause) -> list[Action]:
-        assert copy.state is State.FILLING, f"aborted while {copy.state}: {copy}"
-        copy.state = State.DRAINING
-        copy.cause = cause
-        return [Abort(copy.ref, copy.place)]
-
-    def _unhold(self, copy: Copy) -> list[Action]:
-        copy.holds -= 1
-        assert copy.holds >= 0, f"released twice: {copy}"
-        return [Drop(copy.ref, copy.place, copy.cause)] if copy.holds == 0 and copy.state is State.DRAINING else []
-
-    def _let_go_of_source(self, copy: Copy) -> list[Action]:
-        """The RAM copy that ``copy`` was made from is not needed for it any more."""
-        if not copy.holds_source:
-            return []
-        copy.holds_source = False
-        return self._unhold(self._copies[copy.ref, RAM])
-
-    def _forget(self, copy: Copy) -> list[Action]:
-        """Take the copy out of the books."""
-        del self._copies[copy.ref, copy.place]
-        self._used[copy.place] -= copy.size_bytes
-        actions = self._let_go_of_source(copy)
-        self._tidy(copy.ref)
-        return actions
+    def _enter(self, ref: ModelRef, need: Footprint) -> None:
+        """Note what a model needs. Copies on devices are booked with what is known now, as much as it is."""
+        known = self.books.needs.get(ref)
+        if known is None or not (ref in self._waiting or self.books.above(ref)):
+            self.books.needs[ref] = need
+        elif need.activation_bytes > known.activation_bytes:
+            self.books.resize(ref, replace(known, activation_bytes=need.activation_bytes))
 
     def _tidy(self, ref: ModelRef) -> None:
-        """Forget what a model needs once nothing of it is left."""
+        """Forget what a model needs once nothing of it is left but a copy on disk."""
         wanted = ref in self._waiting or ref in self._preloads
-        if not wanted and not any((ref, place) in self._copies for place in self.budgets):
-            self._needs.pop(ref, None)
+        if not wanted and all(copy.place == DISK for copy in self.books.of(ref)):
+            self.books.needs.pop(ref, None)
+            self._spills.pop(ref, None)

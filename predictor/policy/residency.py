@@ -24,39 +24,55 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """A tier of this pod; ``device`` tells which one, -1 for RAM."""
+    """A tier of this pod; ``device`` tells which one, -1 for RAM and -2 for the disk."""
 
     device: int
 
     @property
     def tier(self) -> Tier:
         """The kind of place."""
-        return Tier.RAM if self.device < 0 else Tier.DEVICE
+        return Tier.DEVICE if self.device >= 0 else Tier.RAM if self.device == -1 else Tier.DISK
 
     def __str__(self) -> str:
-        return "ram" if self.device < 0 else f"device {self.device}"
+        return f"device {self.device}" if self.device >= 0 else self.tier.value
 
 
 RAM = Place(-1)
+DISK = Place(-2)
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What one model takes in each place.
+    """What one model takes in each place, and whose it is.
 
-    shares_ram  the device copy is a view of the RAM copy, which must therefore stay as long as it does
+    shares_ram        the device copy is a view of the RAM copy, which must therefore stay as long as it does
+    activation_bytes  what its largest computation takes on a device beside the copies there. One computation runs at a
+                      time on a device, so a device keeps room for the largest of its models, not for all of them
+    disk_bytes        0 where nothing is kept on disk
     """
 
     ram_bytes: int
     device_bytes: int
     shares_ram: bool
+    activation_bytes: int = 0
+    disk_bytes: int = 0
+    tenant: str = ""
+
+    def size(self, place: Place) -> int:
+        """Bytes of a copy at ``place``."""
+        return {Tier.DEVICE: self.device_bytes, Tier.RAM: self.ram_bytes, Tier.DISK: self.disk_bytes}[place.tier]
+
+    def headroom(self, place: Place) -> int:
+        """Bytes that must stay free at ``place`` for as long as a copy is there."""
+        return self.activation_bytes if place.tier is Tier.DEVICE else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
     """Why a copy goes, with the numbers of that moment.
 
-    kind        ``room`` (a newcomer needs it), ``order`` (unloaded) or ``lost`` (its worker died)
+    kind        ``room`` (a newcomer needs it), ``order`` (unloaded), ``lost`` (its worker died), ``idle`` (its time to
+                live ran out) or ``damaged`` (the disk did not give back what was written)
     value       what the copy was worth: eviction.value
     rate_per_s  how often its model was asked for
     newcomer    who needed the room, and how often that one was asked for; None where nobody did
@@ -73,21 +89,27 @@ class Cause:
 class Copy:
     """One line of the books.
 
-    holds         what forbids dropping: requests on a device copy; on a RAM copy, transfers that
-                  read it and device copies that share its bytes
-    holds_source  a device copy that still holds the RAM copy it is made from
-    load_s        seconds its load took, measured; what it would cost to bring back
-    background    a pre-load that nobody waits for: room for a request may be taken back from it
-    cause         why it drains; None while it does not
+    headroom_bytes  what its computations take beside it, see Footprint
+    holds           what forbids dropping: requests on a device copy; on a RAM copy, transfers that read it and device
+                    copies that share its bytes; on a disk copy, the transfer that reads it
+    source          the place it is made from while it still holds the copy there; None: the model store, or let go
+    load_s          seconds its load took, measured; what it would cost to bring back
+    ready_s         moment it became ready
+    used_s          moment a request last used it, else ``ready_s``
+    background      a pre-load that nobody waits for, or a copy on its way to disk: room for a request may be taken back
+    cause           why it drains; None while it does not
     """
 
     ref: ModelRef
     place: Place
     size_bytes: int
     state: State
+    headroom_bytes: int = 0
     holds: int = 0
-    holds_source: bool = False
+    source: Place | None = None
     load_s: float = 0.0
+    ready_s: float = 0.0
+    used_s: float = 0.0
     background: bool = False
     cause: Cause | None = None
 
@@ -103,15 +125,16 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Begin a transfer into ``target``: from RAM when that is a device, from the model store otherwise."""
+    """Begin a transfer into ``target``: from the copy at ``source``, or from the model store where that is None."""
 
     ref: ModelRef
     target: Place
+    source: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Stop the pre-load into ``place``; answer with ``finished(ok=False)`` once nothing writes there any more."""
+    """Stop the background transfer into ``place``; answer with ``failed`` once nothing writes there any more."""
 
     ref: ModelRef
     place: Place

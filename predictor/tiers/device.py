@@ -6,8 +6,9 @@ What stays out: torch (engine/), keeping the process alive (workers/), when to p
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from predictor.errors import WorkerDied
 from predictor.model import ModelFormat, ModelRef, ModelSpec
@@ -16,44 +17,61 @@ from predictor.tiers.ram import SharedMemory
 from predictor.wire import Loaded, Tensor
 from predictor.workers.worker import Answer, Worker
 
+ONNX_COPIES: Final = 3
+"""What a session holds, in sizes of its file: the file's weights, its own and packed ones (measured: 1.1 to 3.6)."""
+
+ASIDE_BYTES: Final = 1 << 20
+"""What building takes beside weights: the module's or graph's own objects. 0.1 to 1.3 MB measured."""
+
 Buffer = bytes | bytearray | memoryview
 
 
 class DeviceTier(Protocol):
     """What the cache asks of one device; the real one and the tests' fake keep the same contract."""
 
-    async def promote(self, spec: ModelSpec) -> Loaded:
-        """Make a model that is in RAM ready to run. Raises LoadFailed, WorkerDied."""
+    async def promote(self, spec: ModelSpec, *, probe: bool) -> Loaded:
+        """Make a model that is in RAM ready to run. Raises LoadFailed, OutOfMemory, WorkerDied.
+
+        probe  measure what it takes
+        """
 
     async def drop(self, ref: ModelRef) -> None:
         """Free what the model took. Idempotent; returns at once when the worker that held it is gone."""
 
-    def run(self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, outputs: Sequence[str]) -> Future[Answer]:
-        """Compute; sent before this returns. The future fails with ModelFailed, SchemaMismatch or WorkerDied."""
+    def run(
+        self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, outputs: Sequence[str], measure: bool
+    ) -> Future[Answer]:
+        """Compute; sent before this returns. The future fails with ModelFailed, SchemaMismatch, OutOfMemory or WorkerDied.
+
+        measure  have the answer tell what it took at its highest
+        """
 
 
 class WorkerDevice:
     """The real device tier: asks a worker process.
 
-    copy  the device copy gets bytes of its own (a GPU always; a CPU with HEARTH_CPU_COPY)
+    copy          the device copy gets bytes of its own (a GPU always; a CPU with HEARTH_CPU_COPY)
+    budget_bytes  what the device may hold: no probe takes more
     """
 
-    def __init__(self, worker: Worker, ram: SharedMemory, *, copy: bool) -> None:
+    def __init__(self, worker: Worker, ram: SharedMemory, *, copy: bool, budget_bytes: int) -> None:
         self.worker = worker
         self._ram = ram
         self._copy = copy
+        self._budget_bytes = budget_bytes
 
-    async def promote(self, spec: ModelSpec) -> Loaded:
+    async def promote(self, spec: ModelSpec, *, probe: bool) -> Loaded:
         """Hand the model's arena to the worker and have it built there.
 
         A worker that dies meanwhile may have died of another model, so its successor is asked once; a model that kills
         its worker kills two and fails.
         """
         arena = self._ram.arena(spec.ref)
+        probe_limit_bytes = self._budget_bytes if probe else 0
         try:
-            return await self.worker.load(spec, arena, copy=self._copy)
+            return await self.worker.load(spec, arena, copy=self._copy, probe_limit_bytes=probe_limit_bytes)
         except WorkerDied:
-            return await self.worker.load(spec, arena, copy=self._copy)
+            return await self.worker.load(spec, arena, copy=self._copy, probe_limit_bytes=probe_limit_bytes)
 
     async def drop(self, ref: ModelRef) -> None:
         """Have the worker forget the model. A worker that dies meanwhile has forgotten it, too."""
@@ -62,16 +80,50 @@ class WorkerDevice:
         except WorkerDied:
             return
 
-    def run(self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, outputs: Sequence[str]) -> Future[Answer]:
+    def run(
+        self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, outputs: Sequence[str], measure: bool
+    ) -> Future[Answer]:
         """Send one request to the worker."""
-        return self.worker.run(ref, inputs, body, outputs)
+        return self.worker.run(ref, inputs, body, outputs, measure=measure)
 
 
-def footprint(spec: ModelSpec, *, copy: bool) -> Footprint:
-    """What ``spec`` takes in RAM and on a device.
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How models lie in this pod: what can be told of their bytes before anything is built.
 
-    ONNX Runtime always copies the weights out of the file. A PyTorch module on a CPU is views of the arena, charged
-    once, to RAM, unless ``copy`` gives it bytes of its own.
+    copies      a device copy has bytes of its own (a GPU always; a CPU with HEARTH_CPU_COPY)
+    slab_bytes  RAM is given away in pieces of this size
+    disk_bytes  what a model takes on disk; None: nothing is kept there
     """
-    shares_ram = spec.format is ModelFormat.PYTORCH and not copy
-    return Footprint(spec.arena_bytes, 0 if shares_ram else spec.arena_bytes, shares_ram)
+
+    copies: bool
+    slab_bytes: int = 1
+    disk_bytes: Callable[[ModelSpec], int] | None = None
+
+    def known_bytes(self, spec: ModelSpec) -> int:
+        """What a device copy takes at least.
+
+        ONNX Runtime always copies the weights out of the file. A PyTorch module on a CPU is views of the arena, charged
+        once, to RAM, unless copies have bytes of their own.
+        """
+        return 0 if self._shares_ram(spec) else spec.arena_bytes
+
+    def assumed_bytes(self, spec: ModelSpec) -> int:
+        """What a device copy is taken to hold until it was measured: rather too much, so that the books stay true."""
+        if spec.format is ModelFormat.ONNX:
+            return ONNX_COPIES * spec.arena_bytes + ASIDE_BYTES
+        return self.known_bytes(spec) + ASIDE_BYTES
+
+    def footprint(self, spec: ModelSpec, held_bytes: int, activation_bytes: int) -> Footprint:
+        """What the model takes in every place, given what it was measured or assumed to take on a device."""
+        return Footprint(
+            ram_bytes=-(-spec.arena_bytes // self.slab_bytes) * self.slab_bytes,
+            device_bytes=held_bytes,
+            shares_ram=self._shares_ram(spec),
+            activation_bytes=activation_bytes,
+            disk_bytes=self.disk_bytes(spec) if self.disk_bytes else 0,
+            tenant=spec.tenant or spec.ref.namespace,
+        )
+
+    def _shares_ram(self, spec: ModelSpec) -> bool:
+        return spec.format is ModelFormat.PYTORCH and not self.copies

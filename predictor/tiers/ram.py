@@ -1,80 +1,45 @@
-"""The RAM tier: one arena of shared memory per model, filled from the model store, mapped read-only by workers.
+"""The RAM tier: each model's files in an arena of the pool, filled from the model store, mapped read-only by workers.
 
-What stays out: when to fetch and what to drop (policy/ledger.py), how bytes come from S3 (store.py).
+What stays out: when to fetch and what to drop (policy/ledger.py), how bytes come from S3 (store.py), the memory (slabs.py).
 """
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import mmap
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from predictor.errors import InvalidModel
-from predictor.model import FileSpec, ModelRef, ModelSpec
+from predictor.model import FileSpec, ModelRef, ModelSpec, page_aligned
+from predictor.tiers.scattered import Scattered
+from predictor.tiers.slabs import Arena, SlabPool
 from predictor.tiers.store import ModelStore
 
-
-class Arena:
-    """Anonymous shared memory that outlives every worker and vanishes with its last mapping.
-
-    A memfd, because it needs no name to clean up after a crash and is no subject to the size of /dev/shm, which
-    is 64 MiB in a container by default. The kernel gives it pages as they are written.
-    """
-
-    def __init__(self, name: str, size_bytes: int) -> None:
-        assert size_bytes >= 0, f"arena of {size_bytes} bytes"
-        self.size_bytes = size_bytes
-        # The kernel takes at most 249 bytes of name; it is only shown in /proc.
-        self.descriptor = os.memfd_create(f"hearth:{name}"[:200], os.MFD_CLOEXEC)
-        os.ftruncate(self.descriptor, size_bytes)
-        self._mapping = mmap.mmap(self.descriptor, size_bytes) if size_bytes else None
-
-    def view(self, offset_bytes: int, size_bytes: int) -> memoryview:
-        """A writable window; release it before ``close``."""
-        end = offset_bytes + size_bytes
-        assert 0 <= offset_bytes <= end <= self.size_bytes, f"{offset_bytes}+{size_bytes} of {self.size_bytes}"
-        if self._mapping is None:
-            return memoryview(bytearray())
-        with memoryview(self._mapping) as whole:
-            return whole[offset_bytes : offset_bytes + size_bytes]
-
-    @contextmanager
-    def open_reader(self) -> Iterator[int]:
-        """A descriptor that can only be mapped for reading, by whomever it is sent to."""
-        descriptor = os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def close(self) -> None:
-        """Give the memory back as soon as no worker maps it any more."""
-        if self._mapping is not None:
-            self._mapping.close()
-            self._mapping = None
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+Files = Sequence[tuple[FileSpec, Scattered]]
 
 
 class RamTier(Protocol):
     """What the cache asks of the RAM tier; the real one and the tests' fake keep the same contract."""
 
-    async def fetch(self, spec: ModelSpec, background: Callable[[], bool]) -> None:
-        """Bring every file of ``spec`` into an arena of its own. All or nothing."""
+    async def fetch(
+        self, spec: ModelSpec, background: Callable[[], bool], read: Callable[[Scattered], Awaitable[bool]]
+    ) -> None:
+        """Bring every file of ``spec`` into an arena of its own. All or nothing.
+
+        background  asked at part boundaries: True lets fetches that somebody waits for go first
+        read        fills the arena from elsewhere; False: it could not, the model store is to be asked
+        """
+
+    def image(self, ref: ModelRef) -> Scattered:
+        """The arena of a model that was fetched and not dropped since: to be read, and released by the RAM tier."""
 
     async def drop(self, ref: ModelRef) -> None:
-        """Forget the arena. Idempotent."""
+        """Forget the arena, which no device computes on any more (``DeviceTier.drop`` returned). Idempotent."""
 
 
 class SharedMemory:
-    """The real RAM tier."""
+    """The real RAM tier. It owns ``pool``."""
 
-    def __init__(self, store: ModelStore) -> None:
+    def __init__(self, store: ModelStore, pool: SlabPool) -> None:
+        self.pool = pool
         self._store = store
         self._arenas: dict[ModelRef, Arena] = {}
 
@@ -82,23 +47,28 @@ class SharedMemory:
         """The arena of a model that was fetched and not dropped since."""
         return self._arenas[ref]
 
-    async def fetch(self, spec: ModelSpec, background: Callable[[], bool]) -> None:
-        """Fetch all files and, where the manifest tells checksums, verify them.
+    def image(self, ref: ModelRef) -> Scattered:
+        """See RamTier."""
+        return self._arenas[ref].image
 
-        background  asked at part boundaries: True lets fetches that somebody waits for go first
+    async def fetch(
+        self, spec: ModelSpec, background: Callable[[], bool], read: Callable[[Scattered], Awaitable[bool]]
+    ) -> None:
+        """See RamTier. The store verifies what the manifest tells checksums of.
 
         Raises the store's errors, and InvalidModel when a checksum differs. Nothing is kept then.
         """
         assert spec.ref not in self._arenas, f"{spec.ref} is fetched twice"
-        arena = Arena(str(spec.ref), spec.arena_bytes)
-        files = [
-            (file, arena.view(placed.offset_bytes, placed.size_bytes))
-            for file, placed in zip(spec.files, spec.layout(), strict=True)
-        ]
+        arena = self.pool.take(spec.arena_bytes)
+        files: list[tuple[FileSpec, Scattered]] = []
         try:
-            await self._store.fetch(files, background=background)
-            if any(file.sha256 for file in spec.files):
-                await asyncio.to_thread(_verify, spec, files)
+            for file, placed in zip(spec.files, spec.layout(), strict=True):
+                files.append((file, arena.window(placed.offset_bytes, placed.size_bytes)))
+                _clear(arena, placed.offset_bytes + placed.size_bytes)
+            if not await read(arena.image):
+                await self._store.fetch(files, background=background)
+                if not all(file.is_provable for file in spec.files):  # else their contents are proven, whatever S3 lists by now
+                    await self._store.confirm(spec.files)
         except BaseException:
             _release(files)
             arena.close()
@@ -107,7 +77,7 @@ class SharedMemory:
         self._arenas[spec.ref] = arena
 
     async def drop(self, ref: ModelRef) -> None:
-        """Close the arena, if there is one. Workers that still map it keep the pages, so they are told first."""
+        """Give the arena back, if there is one: see RamTier for when, and Arena.close for why."""
         arena = self._arenas.pop(ref, None)
         if arena is not None:
             arena.close()
@@ -117,16 +87,22 @@ class SharedMemory:
         for arena in self._arenas.values():
             arena.close()
         self._arenas.clear()
+        self.pool.close()
 
 
-def _release(files: list[tuple[FileSpec, memoryview]]) -> None:
-    for _, view in files:
-        view.release()
+def _clear(arena: Arena, offset_bytes: int) -> None:
+    """Zero what is left of a file's last page.
+
+    Another model's bytes may be there. Views of a file end where it ends, but model code can look past the end of a view,
+    and what it finds there must not depend on who had the memory before.
+    """
+    rest = arena.window(offset_bytes, page_aligned(offset_bytes) - offset_bytes)
+    for window in rest.windows(0, rest.size_bytes):
+        window[:] = bytes(len(window))
+        window.release()
+    rest.release()
 
 
-def _verify(spec: ModelSpec, files: list[tuple[FileSpec, memoryview]]) -> None:
-    for file, view in files:
-        if file.sha256 and (found := hashlib.sha256(view).hexdigest()) != file.sha256.lower():
-            raise InvalidModel(
-                f"s3://{spec.bucket}/{file.key} has sha256 {found}, hearth.json says {file.sha256}: publish the version again"
-            )
+def _release(files: Files) -> None:
+    for _, scattered in files:
+        scattered.release()

@@ -23,6 +23,9 @@ class Identity(Protocol):
     def credentials(self) -> Credentials | None:
         """None: ask anonymously."""
 
+    def renewed(self, refused: Credentials) -> bool:
+        """S3 says that these are not valid any more: whether there are others by now. May block, raises as ``credentials``."""
+
 
 class Fixed:
     """Always the same credentials, or always none."""
@@ -33,6 +36,10 @@ class Fixed:
     def credentials(self) -> Credentials | None:
         """What it was made with."""
         return self._credentials
+
+    def renewed(self, refused: Credentials) -> bool:
+        """Never: a process's environment stays as it is."""
+        return refused != self._credentials
 
 
 class Chain:
@@ -62,6 +69,14 @@ class Chain:
                 "check the profile, role and token file that the AWS_* variables name"
             ) from None
         return Credentials(frozen.access_key or "", frozen.secret_key or "", frozen.token or "")
+
+    def renewed(self, refused: Credentials) -> bool:
+        """See Identity. Profiles are read once, roles renewed by their date: neither notices what was replaced early."""
+        if self.credentials() != refused:  # another thread was first
+            return True
+        with self._lock:
+            self._found = None
+        return self.credentials() != refused
 
     def _source(self) -> Renewed:
         from botocore.session import get_session  # noqa: PLC0415

@@ -5,17 +5,21 @@ What stays out: connections (s3_http.py) and credentials (s3_credentials.py).
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import logging
 import os
 import re
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from predictor.errors import StoreRefused
 from predictor.tiers.sigv4 import encoded_path, encoded_query
+
+log = logging.getLogger(__name__)
 
 DEFAULT_REGION: Final = "us-east-1"
 _REGION: Final = re.compile(r"[a-z0-9-]{1,32}")
@@ -62,6 +66,40 @@ class Endpoint(NamedTuple):
         return self._replace(region=region) if self.custom else of_aws(self.bucket, region)
 
 
+class Proxy(NamedTuple):
+    """What to connect to instead of an HTTPS endpoint. ``headers``: of the CONNECT, its credentials if it has any."""
+
+    host: str
+    port: int
+    headers: Mapping[str, str]
+
+
+def proxy_to(endpoint: Endpoint, environment: Mapping[str, str] = os.environ) -> Proxy | None:
+    """As HTTPS_PROXY and NO_PROXY say, in lower or upper case; None: connect to the endpoint itself.
+
+    HTTP_PROXY is not read: plain HTTP is for servers nearby. StoreRefused: it is nonsense; its credentials are not told.
+    """
+    url = environment.get("https_proxy") or environment.get("HTTPS_PROXY") or ""
+    if not endpoint.secure or not url:
+        return None
+    from urllib import request  # noqa: PLC0415 (20 ms that few need)
+
+    exceptions = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    if request.proxy_bypass_environment(f"{endpoint.host}:{endpoint.port}", {"no": exceptions}):  # type: ignore[attr-defined]
+        return None
+    try:
+        split = urlsplit(url if "://" in url else f"http://{url}")
+        host, port = split.hostname, split.port or 80
+    except ValueError:
+        host, port = None, 0
+    if host is None or split.scheme != "http":
+        raise StoreRefused("HTTPS_PROXY must be http://HOST:PORT, with NAME:PASSWORD@ before the host if need be")
+    if split.username is None:
+        return Proxy(host, port, {})
+    secret = f"{unquote(split.username)}:{unquote(split.password or '')}".encode()
+    return Proxy(host, port, {"Proxy-Authorization": f"Basic {base64.b64encode(secret).decode()}"})
+
+
 def of_aws(bucket: str, region: str) -> Endpoint:
     """The bucket at AWS: in the host name where that can be, else in the path."""
     suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
@@ -72,7 +110,10 @@ def of_aws(bucket: str, region: str) -> Endpoint:
 
 
 def from_environment(bucket: str, environment: Mapping[str, str] = os.environ) -> Endpoint:
-    """As AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION and AWS_DEFAULT_REGION say. StoreRefused: they are nonsense."""
+    """As AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION and AWS_DEFAULT_REGION say. StoreRefused: they are nonsense.
+
+    At a custom endpoint the bucket stands in the path, unless KServe's S3_USER_VIRTUAL_BUCKET wants it in the host name.
+    """
     region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or DEFAULT_REGION
     if not _REGION.fullmatch(region):
         raise StoreRefused(f"AWS_REGION: {region!r} is no region's name; an example: {DEFAULT_REGION}")
@@ -88,7 +129,13 @@ def from_environment(bucket: str, environment: Mapping[str, str] = os.environ) -
     if host == _GLOBAL_HOST:  # KServe's default: names no region, and answers 301 for buckets outside us-east-1
         return of_aws(bucket, region)
     secure = split.scheme == "https"
-    root = f"{quote(split.path.rstrip('/'), safe='/%')}/{encoded_path(bucket)}"
+    root = quote(split.path.rstrip("/"), safe="/%")
+    if environment.get("S3_USER_VIRTUAL_BUCKET", "").lower() == "true":  # KServe's name and spelling
+        if not _HOST_LABEL.fullmatch(bucket):
+            raise StoreRefused(f"S3_USER_VIRTUAL_BUCKET: {bucket!a} cannot be part of a host name: unset it")
+        host = f"{bucket}.{host}"
+    else:
+        root += f"/{encoded_path(bucket)}"
     return Endpoint(bucket, region, secure, host, port=port or (443 if secure else 80), root=root, custom=True)
 
 
@@ -106,7 +153,15 @@ def _split(variable: str, url: str) -> tuple[SplitResult, int | None]:
 
 
 def trusted(environment: Mapping[str, str] = os.environ) -> ssl.SSLContext:
-    """TLS with the certificates of AWS_CA_BUNDLE, else the system's, else botocore's own: slim images have none."""
+    """TLS with the certificates of AWS_CA_BUNDLE, else the system's, else botocore's own: slim images have none.
+
+    None is asked for where KServe's S3_VERIFY_SSL says so: whoever is on the way can then replace models, code included.
+    """
+    if environment.get("S3_VERIFY_SSL", "").strip().lower() in {"0", "false"}:
+        log.warning("S3_VERIFY_SSL=0: anybody on the way can pass for the model store; name its authority in AWS_CA_BUNDLE")
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
     bundle = environment.get("AWS_CA_BUNDLE") or None
     if bundle is None and not _system_has_certificates():
         bundle = _botocore_bundle()

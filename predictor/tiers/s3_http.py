@@ -14,10 +14,10 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from predictor.tiers.s3_endpoint import Endpoint
+from predictor.tiers.s3_endpoint import Endpoint, proxy_to
 
 CONNECT_TIMEOUT_S: Final = 5.0
 IDLE_S: Final = 30.0
@@ -31,19 +31,20 @@ BROKEN: Final = (OSError, http.client.HTTPException)
 
 
 class Connection:
-    """One connection, used by one thread at a time. Only ``abort`` may come from another."""
+    """One connection, used by one thread at a time. Only ``abort`` may come from another.
 
-    def __init__(self, endpoint: Endpoint, tls: ssl.SSLContext | None, timeout_s: float) -> None:
+    timeout_s  silent for longer is broken
+    limit_s    what one answer's body may take as a whole, however steadily it comes
+    """
+
+    def __init__(self, endpoint: Endpoint, tls: ssl.SSLContext | None, timeout_s: float, limit_s: float) -> None:
         self.endpoint = endpoint
         self.answered = 0
         self.idle_since_s = 0.0
         self._timeout_s = timeout_s
-        connect_timeout_s = min(CONNECT_TIMEOUT_S, timeout_s)
-        self._http = (
-            http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=connect_timeout_s)
-            if tls is None
-            else http.client.HTTPSConnection(endpoint.host, endpoint.port, timeout=connect_timeout_s, context=tls)
-        )
+        self._limit_s = limit_s
+        self._end_s = 0.0
+        self._http = _unconnected(endpoint, tls, min(CONNECT_TIMEOUT_S, timeout_s))
         # The kernel then fills a whole part in one call: measured 13 % less CPU per byte than http.client's readinto, and one
         # fight with the event loop for the interpreter's lock instead of one per packet train. TLS has no such call: it gives
         # a record (16 KiB) at a time.
@@ -82,43 +83,66 @@ class Connection:
         for name, value in headers.items():
             self._http.putheader(name, value)
         self._http.endheaders()
+        self._end_s = time.monotonic() + self._limit_s
         response = self._http.getresponse()
         self.answered += 1
         self._left = -1 if response.chunked or response.length is None else response.length
         return response
 
-    def fill(self, response: http.client.HTTPResponse, view: memoryview) -> int:
-        """Body bytes straight into ``view``, which the rest of the body must reach. Fewer than asked: the connection ended.
+    def fill(self, response: http.client.HTTPResponse, windows: Sequence[memoryview]) -> int:
+        """Body bytes straight into ``windows`` (none empty), one after another; the rest of the body must reach that far.
 
-        No reference to ``view`` outlives the call, also when it raises: the caller may unmap the memory at once.
+        Fewer than asked: the connection ended. No reference to the memory outlives the call, also when it raises: the caller
+        may unmap it at once.
         """
+        wanted = sum(map(len, windows))
         assert self._socket is not None, "read before connecting"
-        assert self._left >= len(view), f"{self._left} bytes left in the body, {len(view)} asked"
-        got = response.fp.readinto1(view)  # what came along with the head
-        self._left -= got
-        if self._flags and got < len(view):
-            self._socket.settimeout(None)  # SO_RCVTIMEO counts now: Python's own timeout would make the socket non-blocking
-        progress = _Progress(self._timeout_s)
+        assert self._left >= wanted, f"{self._left} bytes left in the body, {wanted} asked"
+        before, buffered = self._left, True
+        progress = _Progress(self._timeout_s, self._end_s)
         try:
-            received = got
-            while received and got < len(view):
-                progress.note(received)
-                with view[got:] as rest:
-                    received = self._socket.recv_into(rest, len(rest), self._flags)
-                got += received
-                self._left -= received
+            for window in windows:
+                got = 0
+                if buffered:  # by the reader of the head, until it has less than asked
+                    progress.check()
+                    got = response.fp.readinto1(window)
+                    self._left -= got
+                    if not got:
+                        break
+                    progress.received_bytes += got
+                    if got == len(window):
+                        continue
+                    buffered = False
+                    if self._flags:  # SO_RCVTIMEO counts from now on: Python's own timeout makes the socket non-blocking
+                        self._socket.settimeout(None)
+                if not self._receive(window, got, progress):
+                    break
         except BlockingIOError:
             raise TimeoutError(f"silent for {self._timeout_s:g} s") from None
         finally:
             self._socket.settimeout(self._timeout_s)
-        return got
+        return before - self._left
+
+    def _receive(self, window: memoryview, got: int, progress: _Progress) -> bool:
+        """Fill ``window`` from byte ``got`` on. False: the connection ended."""
+        assert self._socket is not None, "read before connecting"
+        while got < len(window):
+            progress.check()  # not once everything is there: what is complete is not late
+            with window[got:] as rest:
+                received = self._socket.recv_into(rest, len(rest), self._flags)
+            if not received:
+                return False
+            got += received
+            self._left -= received
+            progress.received_bytes += received
+        return True
 
     def skip(self, response: http.client.HTTPResponse, size_bytes: int) -> int:
         """Read ``size_bytes`` of the body and forget them. Fewer: the connection ended."""
         scratch = memoryview(bytearray(min(size_bytes, 1 << 20)))
         skipped = 0
         while skipped < size_bytes:
-            got = self.fill(response, scratch[: size_bytes - skipped])
+            got = self.fill(response, [scratch[: size_bytes - skipped]])
             if not got:
                 break
             skipped += got
@@ -168,29 +192,43 @@ class Connection:
         return not poll.poll(0)  # S3 says nothing unasked; what can be read now is the end
 
 
+def _unconnected(endpoint: Endpoint, tls: ssl.SSLContext | None, timeout_s: float) -> http.client.HTTPConnection:
+    if tls is None:
+        return http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout_s)
+    proxy = proxy_to(endpoint)
+    if proxy is None:
+        return http.client.HTTPSConnection(endpoint.host, endpoint.port, timeout=timeout_s, context=tls)
+    through = http.client.HTTPSConnection(proxy.host, proxy.port, timeout=timeout_s, context=tls)
+    through.set_tunnel(endpoint.host, endpoint.port, proxy.headers)
+    return through
+
+
 class _Progress:
-    """Raises TimeoutError when a body trickles."""
+    """Raises TimeoutError when a body trickles, or is not there at ``last_s`` by the monotonic clock."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, last_s: float) -> None:
         self._timeout_s = timeout_s
+        self._last_s = last_s
         self._end_s = time.monotonic() + timeout_s
-        self._received = 0
+        self.received_bytes = 0
 
-    def note(self, received: int) -> None:
-        self._received += received
+    def check(self) -> None:
         now_s = time.monotonic()
+        if now_s >= self._last_s:
+            raise TimeoutError("it crawls: the time for one attempt is over")
         if now_s < self._end_s:
             return
-        if self._received < LEAST_BYTES:
-            raise TimeoutError(f"{self._received} bytes in {self._timeout_s:g} s")
-        self._end_s, self._received = now_s + self._timeout_s, 0
+        if self.received_bytes < LEAST_BYTES:
+            raise TimeoutError(f"{self.received_bytes} bytes in {self._timeout_s:g} s")
+        self._end_s, self.received_bytes = now_s + self._timeout_s, 0
 
 
 class Connections:
-    """Idle connections, at most ``limit`` of them, the last used first."""
+    """Idle connections, at most ``limit`` of them, the last used first. ``timeout_s``, ``limit_s``: as Connection says."""
 
-    def __init__(self, limit: int, timeout_s: float, tls: Callable[[], ssl.SSLContext]) -> None:
+    def __init__(self, limit: int, timeout_s: float, limit_s: float, tls: Callable[[], ssl.SSLContext]) -> None:
         self._timeout_s = timeout_s
+        self._limit_s = limit_s
         self._tls = tls
         self._context: ssl.SSLContext | None = None
         self._lock = threading.Lock()
@@ -211,7 +249,7 @@ class Connections:
 
     def fresh(self, endpoint: Endpoint) -> Connection:
         """A connection that has to be opened yet."""
-        return Connection(endpoint, self._secure() if endpoint.secure else None, self._timeout_s)
+        return Connection(endpoint, self._secure() if endpoint.secure else None, self._timeout_s, self._limit_s)
 
     def give_back(self, connection: Connection) -> None:
         """Keep it for the next request."""

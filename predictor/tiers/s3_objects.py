@@ -7,33 +7,17 @@ from __future__ import annotations
 
 import http.client
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final
 
+from predictor import checksums
 from predictor.errors import InvalidModel, ObjectChanged
-from predictor.model import FileSpec
+from predictor.tiers.s3_arriving import Part
 from predictor.tiers.s3_http import Connection
-from predictor.tiers.s3_requests import Again
+from predictor.tiers.s3_requests import Again, Corrupt
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
-
-
-class Part(NamedTuple):
-    """Bytes ``start`` to ``end`` (not included) of one file, and where the whole file goes."""
-
-    file: FileSpec
-    view: memoryview
-    start: int
-    end: int
-
-
-def parts(files: Sequence[tuple[FileSpec, memoryview]], part_bytes: int) -> Iterator[Part]:
-    """Cut files into ranges of at most ``part_bytes``. Empty files need no part: their range would be unsatisfiable."""
-    for file, view in files:
-        assert len(view) == file.size_bytes, f"{file.key}: {file.size_bytes} bytes do not go into {len(view)}"
-        for start in range(0, file.size_bytes, part_bytes):
-            yield Part(file, view, start, min(start + part_bytes, file.size_bytes))
 
 
 @dataclass(slots=True)
@@ -47,11 +31,12 @@ class FetchPart:
     on_bytes: Callable[[int], None]
     operation: ClassVar[str] = "fetch"
     _got: int = 0
+    _differed: tuple[int, str] | None = None
 
     @property
     def key(self) -> str:
         """The object's."""
-        return self.part.file.key
+        return self.part.file.spec.key
 
     def parameters(self) -> Mapping[str, str]:
         """None."""
@@ -59,11 +44,11 @@ class FetchPart:
 
     def headers(self) -> Mapping[str, str]:
         """The range that is still missing, of exactly the object that was listed."""
-        return {"Range": f"bytes={self._first}-{self.part.end - 1}", **_if_match(self.part.file.etag)}
+        return {"Range": f"bytes={self._first}-{self.part.end - 1}", **_if_match(self.part.file.spec.etag)}
 
     def receive(self, connection: Connection, response: http.client.HTTPResponse) -> None:
-        """Check what is announced, then read exactly that."""
-        _same_object(response, self.key, self.part.file.etag)
+        """Check what is announced, read exactly that, hold it against the manifest. InvalidModel: it differs for good."""
+        _same_object(response, self.key, self.part.file.spec.etag)
         length = -1 if response.length is None else response.length
         skip_bytes = 0
         if response.status == 206:  # noqa: PLR2004
@@ -76,14 +61,30 @@ class FetchPart:
         missing = self.part.end - self._first
         before = connection.left
         try:
-            with self.part.view[self._first : self.part.end] as window:
-                connection.fill(response, window)
+            with self.part.file.windows(self._first, self.part.end) as windows:
+                connection.fill(response, windows)
         finally:  # what came before a fault need not come again
             got = before - connection.left
             self._got += got
+            self.part.file.note(got)
             self.on_bytes(got)
         if got < missing:
             raise Again(f"the answer ended after {got} of {missing} bytes")
+        self._verify()
+
+    def _verify(self) -> None:
+        """Corrupt: a part differs from what the manifest says, and may come right next time."""
+        said = self.part.file.spec.checksums
+        if said is None or (wrong := self.part.file.differing(self.part.start, self.part.end)) is None:
+            return
+        told = checksums.wrong_part(self.part.file.where, said, *wrong)
+        if wrong == self._differed:
+            raise InvalidModel(f"{told}, the same over another connection: publish the version again")
+        self._differed = wrong
+        begin = wrong[0] * said.part_bytes - self.part.start  # what lies before it is verified
+        self.part.file.note(begin - self._got)
+        self._got = begin
+        raise Corrupt(told)
 
     @property
     def _first(self) -> int:
@@ -104,9 +105,9 @@ class FetchPart:
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes < 0:
             raise Again("an answer without Content-Length")
-        if size_bytes != self.part.file.size_bytes:
+        if size_bytes != self.part.file.spec.size_bytes:
             raise ObjectChanged(
-                f"{self.key} has {size_bytes} bytes, it was listed with {self.part.file.size_bytes}: ask again",
+                f"{self.key} has {size_bytes} bytes, it was listed with {self.part.file.spec.size_bytes}: ask again",
                 retry_after_s=1.0,
             )
 

@@ -22,7 +22,7 @@ from predictor.errors import HearthError, ObjectChanged, StoreRefused, StoreUnav
 from predictor.tiers.s3_credentials import Identity
 from predictor.tiers.s3_endpoint import Endpoint
 from predictor.tiers.s3_http import BROKEN, Connection, Connections, Halt
-from predictor.tiers.sigv4 import signed
+from predictor.tiers.sigv4 import Credentials, signed
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ _REGION: Final = re.compile(rb"<Region>([a-z0-9-]{1,32})</Region>")
 _WRONG_CREDENTIALS: Final = frozenset(
     {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"}
 )
+_OLD_CREDENTIALS: Final = frozenset({"InvalidAccessKeyId", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"})
+"""What S3 says of credentials that were right once."""
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
@@ -66,6 +68,10 @@ class Errand(Protocol[T_co]):
 
 class Again(Exception):
     """This attempt failed; another may not."""
+
+
+class Corrupt(Again):
+    """What came is not what the manifest says. The next attempt is made over a connection of its own."""
 
 
 class Stopped(Exception):
@@ -104,27 +110,27 @@ class Requests:
 
     def run(self, errand: Errand[T], halt: Halt) -> T:
         """Until it succeeds, fails for good, or ``halt`` is stopped (Stopped)."""
-        begin_s = time.monotonic()
+        begin_s, fresh = time.monotonic(), False
         for attempt in range(self.retries + 1):
             if attempt:
                 halt.sleep(random.uniform(0, min(BACKOFF_LIMIT_S, self.backoff_s * 2 ** (attempt - 1))))  # noqa: S311
             if halt.stopped:
                 raise Stopped
             try:
-                return self._found(errand, halt)
+                return self._found(errand, halt, fresh=fresh)
             except Again as again:
-                reason = str(again)
+                reason, fresh = str(again), isinstance(again, Corrupt)
         raise StoreUnavailable(
             f"{self._named(errand)}: {reason}, the last of {self.retries + 1} attempts in {time.monotonic() - begin_s:.1f} s "
             f"(HEARTH_FETCH_RETRIES, HEARTH_FETCH_TIMEOUT_S); the model store is {self.endpoint.url}",
             retry_after_s=2.0,
         )
 
-    def _found(self, errand: Errand[T], halt: Halt) -> T:
+    def _found(self, errand: Errand[T], halt: Halt, *, fresh: bool) -> T:
         """One attempt, in the region where the bucket really is."""
         endpoint = self.endpoint
         try:
-            return self._attempt(errand, halt, endpoint)
+            return self._attempt(errand, halt, endpoint, fresh=fresh)
         except _Elsewhere as elsewhere:
             moved = endpoint.in_region(elsewhere.region)
             if moved is None or moved == endpoint:
@@ -139,12 +145,12 @@ class Requests:
                     moved.region,
                 )
         try:
-            return self._attempt(errand, halt, self.endpoint)
+            return self._attempt(errand, halt, self.endpoint, fresh=fresh)
         except _Elsewhere:
             raise self._redirected(errand) from None
 
-    def _attempt(self, errand: Errand[T], halt: Halt, endpoint: Endpoint) -> T:
-        connection = self.connections.idle(endpoint)
+    def _attempt(self, errand: Errand[T], halt: Halt, endpoint: Endpoint, *, fresh: bool) -> T:
+        connection = None if fresh else self.connections.idle(endpoint)
         if connection is not None:
             with contextlib.suppress(_Stale):  # nobody's fault, so it counts as no attempt
                 return self._on(connection, errand, halt)
@@ -156,7 +162,8 @@ class Requests:
             if halt.stopped:
                 raise Stopped
             with halt.watching(connection):
-                response = self._head(connection, errand)
+                credentials = self.identity.credentials()
+                response = self._head(connection, errand, credentials)
                 outcome = str(response.status)
                 if response.status in {200, 206}:
                     received = errand.receive(connection, response)
@@ -164,7 +171,7 @@ class Requests:
                     return received
                 body = connection.read(response, MAX_ERROR_BYTES)
                 reusable = connection.finish(response)
-                raise self._refusal(errand, connection.endpoint, response, body)
+                raise self._refusal(errand, connection.endpoint, response, body, credentials)
         except (*BROKEN, Again) as error:
             if halt.stopped:
                 outcome = ""
@@ -181,13 +188,12 @@ class Requests:
             else:
                 connection.close()
 
-    def _head(self, connection: Connection, errand: Errand[T]) -> http.client.HTTPResponse:
+    def _head(self, connection: Connection, errand: Errand[T], credentials: Credentials | None) -> http.client.HTTPResponse:
         if not connection.is_open:
             connection.open()
         endpoint = connection.endpoint
         target = endpoint.target(errand.key, errand.parameters())
         headers = {"Host": endpoint.authority, **errand.headers()}
-        credentials = self.identity.credentials()
         if credentials is not None:
             headers = signed(target, headers, credentials=credentials, region=endpoint.region, at=datetime.now(UTC))
         self.on_ask(errand.operation)
@@ -198,13 +204,22 @@ class Requests:
                 raise _Stale from None
             raise
 
-    def _refusal(self, errand: Errand[T], endpoint: Endpoint, response: http.client.HTTPResponse, body: bytes) -> Exception:
-        """What an answer without the body asked for means."""
+    def _refusal(
+        self,
+        errand: Errand[T],
+        endpoint: Endpoint,
+        response: http.client.HTTPResponse,
+        body: bytes,
+        credentials: Credentials | None,
+    ) -> Exception:
+        """What an answer without the body asked for means. ``credentials``: who asked."""
         found = _CODE.search(body)
         code = found.group(1).decode() if found else ""
         answer = f"{response.status} {code or response.reason}"
         if response.status in _AGAIN or code in _AGAIN_CODES:
             return Again(f"S3 answered {answer}")
+        if code in _OLD_CREDENTIALS and credentials is not None and self.identity.renewed(credentials):
+            return Again(f"S3 answered {answer}, and there are other credentials by now")
         if response.status in _REDIRECTS | {400} and code not in _WRONG_CREDENTIALS:
             in_body = _REGION.search(body)
             region = response.getheader("x-amz-bucket-region") or (in_body.group(1).decode() if in_body else "")

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
+from predictor.tiers.s3_arriving import Part
 from predictor.tiers.s3_http import Halt
-from predictor.tiers.s3_objects import Part
 from predictor.tiers.s3_requests import Stopped
 
 POLL_S: Final = 0.02
@@ -23,16 +23,50 @@ Submit = Callable[[Part, Halt], asyncio.Future[None]]
 """Fetches one part in a thread."""
 
 
-class Transfer:
-    """One ``fetch``: parts not begun yet, and how many are running."""
+class Overdue(Exception):
+    """A transfer took longer than it may: ``spent_s``, not counting when it was held back."""
 
-    def __init__(self, waiting: Iterable[Part], background: Callable[[], bool]) -> None:
+    def __init__(self, spent_s: float) -> None:
+        super().__init__(spent_s)
+        self.spent_s = spent_s
+
+
+class Transfer:
+    """One ``fetch``: parts not begun yet, how many are running, and how much time it has left.
+
+    deadline_s  how long its parts may run; while none does, because others go first, its clock stands
+    """
+
+    def __init__(self, waiting: Iterable[Part], background: Callable[[], bool], deadline_s: float) -> None:
         self.waiting = deque(waiting)
         self.background = background
         self.halt = Halt()
         self.running = 0
         self.error: BaseException | None = None
         self.ended = asyncio.Event()
+        self._deadline_s = deadline_s
+        self._spent_s = 0.0
+        self._since_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """A part begins to run."""
+        self.running += 1
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._since_s = loop.time()
+            self._timer = loop.call_later(self._deadline_s - self._spent_s, self._overdue)
+
+    def end(self) -> None:
+        """A part runs no more."""
+        self.running -= 1
+        if not self.running and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._spent_s += asyncio.get_running_loop().time() - self._since_s
+
+    def _overdue(self) -> None:
+        self.stop(Overdue(self._deadline_s))
 
     def stop(self, error: BaseException | None) -> None:
         """Begin no more parts and end those that run. The first error is the one that is told."""
@@ -42,17 +76,18 @@ class Transfer:
 
 
 class Transfers:
-    """At most ``count`` parts at once, over all transfers."""
+    """At most ``count`` parts at once, over all transfers; each has ``deadline_s``."""
 
-    def __init__(self, count: int, submit: Submit) -> None:
+    def __init__(self, count: int, submit: Submit, deadline_s: float) -> None:
         self._free = count
+        self._deadline_s = deadline_s
         self._submit = submit
         self._all: list[Transfer] = []
         self._timer: asyncio.TimerHandle | None = None
 
     async def carry(self, waiting: Iterable[Part], background: Callable[[], bool]) -> None:
-        """Fetch every part, or raise the first error once no part runs any more. The same when cancelled."""
-        transfer = Transfer(waiting, background)
+        """Fetch every part, or raise the first error once no part runs any more: Overdue, too. The same when cancelled."""
+        transfer = Transfer(waiting, background, self._deadline_s)
         cancelled: asyncio.CancelledError | None = None
         self._all.append(transfer)
         try:
@@ -83,7 +118,7 @@ class Transfers:
         while self._free and (transfer := self._next()):
             part = transfer.waiting.popleft()
             self._free -= 1
-            transfer.running += 1
+            transfer.begin()
             self._submit(part, transfer.halt).add_done_callback(partial(self._done, transfer))
         held_back = any(transfer.waiting for transfer in self._all)
         if held_back and self._free and self._timer is None:
@@ -103,7 +138,7 @@ class Transfers:
 
     def _done(self, transfer: Transfer, part: asyncio.Future[None]) -> None:
         self._free += 1
-        transfer.running -= 1
+        transfer.end()
         error = Stopped() if part.cancelled() else part.exception()  # cancelled: only by a loop that is torn down
         if error is not None and transfer.error is None:
             transfer.stop(error)

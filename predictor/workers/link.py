@@ -32,7 +32,11 @@ class Pending(NamedTuple):
 
 
 class Link(asyncio.Protocol):
-    """One connection's life: from the socket to ``closed``."""
+    """One connection's life.
+
+    closed  the socket is
+    ended   the process behind it was waited for: whatever it had mapped, it does not any more
+    """
 
     def __init__(self, on_hello: Callable[[Hello], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -42,6 +46,7 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.pending: dict[int, Pending] = {}
         self.closed: asyncio.Future[None] = self._loop.create_future()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
         self.answered_s = self._loop.time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

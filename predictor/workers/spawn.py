@@ -22,7 +22,7 @@ class Spawned(NamedTuple):
     """A worker process on its way up.
 
     stream   frames of wire.py
-    control  descriptors of arenas, one per message
+    control  the descriptor of the weights, once
     page     eight bytes shared with the worker: the id of the request that it computes right now, 0 for none. It
              outlives the worker, and so tells which request was inside when it died
     """

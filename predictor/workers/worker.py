@@ -9,12 +9,12 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Final, NamedTuple, Protocol
 
+from predictor import wire
 from predictor.errors import HearthError, LoadFailed, ModelFailed, WorkerDied, WorkerRestarting
 from predictor.model import ModelRef, ModelSpec, TensorSpec
-from predictor.wire import Field, File, Hello, Load, Loaded, Ran, Run, Tensor, Unload, send_arena
+from predictor.wire import Field, File, Hello, Load, Loaded, Ran, Run, Tensor, Unload, send_pool
 from predictor.workers.link import Buffer, Link, Reply
 from predictor.workers.spawn import Spawned, spawn
 
@@ -34,26 +34,34 @@ class Arena(Protocol):
     """What a worker needs of an arena of tiers/ram.py."""
 
     size_bytes: int
+    extents: tuple[tuple[int, int], ...]
 
-    def open_reader(self) -> AbstractContextManager[int]:
-        """A descriptor that can only be mapped for reading."""
+
+class Pool(Protocol):
+    """What a worker needs of the pool of tiers/slabs.py."""
+
+    size_bytes: int
+    reader: int
 
 
 class Answer(NamedTuple):
-    """What a model computed. ``body`` holds the outputs' bytes one after another."""
+    """What a model computed. ``body`` holds the outputs' bytes one after another; ``peak_bytes`` as wire.Ran has it."""
 
     outputs: tuple[Tensor, ...]
     body: Buffer
     compute_s: float
+    peak_bytes: int = -1
 
 
 class Worker:
     """One worker process and its successors.
 
-    on_ready   the process can take models
-    on_lost    it is gone, unasked, and every model in it
-    on_death   the same a moment later, with the reason
-    first      the process the boot started already
+    pool         where the arenas of all models lie
+    limit_bytes  what the process may allocate for all models together; 0: no limit
+    on_ready     the process can take models
+    on_lost      it is gone, unasked, and every model in it
+    on_death     the same a moment later, with the reason
+    first        the process the boot started already
     """
 
     def __init__(
@@ -62,6 +70,8 @@ class Worker:
         device: int,
         kind: str,
         threads: int,
+        pool: Pool,
+        limit_bytes: int = 0,
         build_timeout_s: float,
         execute_timeout_s: float,
         on_ready: Callable[[Hello], None],
@@ -74,6 +84,8 @@ class Worker:
         self.failure = ""
         self._kind = kind
         self._threads = threads
+        self._pool = pool
+        self._limit_bytes = limit_bytes
         self._build_timeout_s = build_timeout_s
         self._execute_timeout_s = execute_timeout_s
         self._on_ready = on_ready
@@ -105,8 +117,13 @@ class Worker:
                 self._kill("did not stop")
                 await self._supervising
 
-    async def load(self, spec: ModelSpec, arena: Arena, *, copy: bool) -> Loaded:
-        """Build the model in the worker, once that is up. Raises LoadFailed, WorkerDied."""
+    async def load(self, spec: ModelSpec, arena: Arena, *, copy: bool, probe_limit_bytes: int = 0) -> Loaded:
+        """Build the model in the worker, once that is up. Raises LoadFailed, OutOfMemory, WorkerDied.
+
+        probe_limit_bytes  measure what the model takes, with computations of at most so many bytes; 0: do not
+
+        When this raised, nobody computes on the arena any more; who cancels it has to wait for ``stop`` to know that.
+        """
         link = await self._wait_until_up(spec.ref)
         message = Load(
             id=link.next_id(),
@@ -118,13 +135,11 @@ class Worker:
             inputs=_fields(spec.inputs),
             outputs=_fields(spec.outputs),
             parameters_json=spec.parameters_json,
+            extents=arena.extents,
+            max_batch_size=spec.max_batch_size,
+            probe=probe_limit_bytes > 0,
+            probe_limit_bytes=probe_limit_bytes,
         )
-        with arena.open_reader() as descriptor:
-            assert self._spawned is not None, "up, but nothing was spawned"
-            try:
-                send_arena(self._spawned.control, spec.ref.key, descriptor)
-            except OSError as error:
-                raise WorkerDied(f"the worker ended before it could load model {spec.ref}", retry_after_s=1.0) from error
         self._held[spec.ref.key] = link
         try:
             async with asyncio.timeout(self._build_timeout_s):
@@ -132,6 +147,7 @@ class Worker:
         except TimeoutError:
             reason = f"model {spec.ref} was not built within {self._build_timeout_s:g} s (HEARTH_BUILD_TIMEOUT_S)"
             self._kill(reason)
+            await asyncio.shield(link.ended)  # until then it may read the arena
             raise LoadFailed(f"{reason}; its worker was ended") from None
         except HearthError:
             self._held.pop(spec.ref.key, None)
@@ -140,22 +156,34 @@ class Worker:
         return loaded
 
     async def unload(self, ref: ModelRef) -> None:
-        """Have the worker free the model. The worker that held it may be gone: then it is free already."""
+        """Have the worker free the model. When this returns, or raises WorkerDied, nobody computes on its arena any more.
+
+        The worker that held it may be gone: then it is free already. It may be going, with its socket closed and a thread
+        that still computes: then it is free when the process has ended.
+        """
         link = self._held.pop(ref.key, None)
-        if link is None or link.closed.done():
+        if link is None:
+            return
+        if link.closed.done():
+            await asyncio.shield(link.ended)
             return
         await link.send(Unload(link.next_id(), ref.key), computes=True)
 
     def run(
-        self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], outputs: Sequence[str]
+        self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], outputs: Sequence[str], *, measure: bool = False
     ) -> asyncio.Future[Answer]:
-        """Send one request. Fails with ModelFailed, SchemaMismatch, WorkerDied, or WorkerRestarting if it never began."""
+        """Send one request.
+
+        measure  have the answer tell what it took at its highest
+
+        Fails with ModelFailed, SchemaMismatch, OutOfMemory, WorkerDied, or WorkerRestarting if it never began.
+        """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         link = self._held.get(ref.key)
         if link is None or link.closed.done():
             future.set_exception(_restarting(ref.key))
             return future
-        message = Run(link.next_id(), ref.key, tuple(inputs), tuple(outputs))
+        message = Run(link.next_id(), ref.key, tuple(inputs), tuple(outputs), measure)
         reply = link.send(message, body, computes=True)
 
         def deliver(reply: asyncio.Future[Reply]) -> None:
@@ -169,7 +197,7 @@ class Worker:
                 return
             ran, tensors = reply.result()
             assert isinstance(ran, Ran), f"a Run was answered by {ran}"
-            future.set_result(Answer(ran.outputs, tensors, ran.compute_s))
+            future.set_result(Answer(ran.outputs, tensors, ran.compute_s, ran.peak_bytes))
 
         reply.add_done_callback(deliver)
         return future
@@ -199,6 +227,10 @@ class Worker:
         spawned.stream.setblocking(False)  # noqa: FBT003 (the socket module's own signature)
         _, link = await loop.create_unix_connection(lambda: Link(self._hello), sock=spawned.stream)
         self._link = link
+        try:
+            send_pool(spawned.control, wire.Pool(self._pool.size_bytes, self._limit_bytes, self._pool.reader))
+        except OSError as error:  # it is dead already, which the link's end tells in a moment
+            log.debug("the worker of device %d took no weights: %s", self.device, error)
         watching = asyncio.create_task(self._watch(link), name=f"watch worker {self.device}")
         try:
             await link.closed
@@ -207,10 +239,11 @@ class Worker:
             self.ready = False
             self._up.clear()
             self._link = None
-            self._held = {key: other for key, other in self._held.items() if other is not link}
             if not self._stopping:
                 self._on_lost()
             status = await self._reap(spawned)
+            link.ended.set_result(None)
+            self._held = {key: other for key, other in self._held.items() if other is not link}
             running = int.from_bytes(spawned.page[:8], "little")
             spawned.control.close()
             spawned.page.close()
@@ -229,7 +262,8 @@ class Worker:
     async def _wait_until_up(self, ref: ModelRef) -> Link:
         try:
             async with asyncio.timeout(self._build_timeout_s):
-                await self._up.wait()
+                while self._link is None or not self._up.is_set():  # it may be gone again before our turn comes
+                    await self._up.wait()
         except TimeoutError:
             raise WorkerDied(
                 f"the worker of device {self.device} is not up after {self._build_timeout_s:g} s, so model {ref} cannot be "

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 from predictor.errors import HearthError, InvalidModel, ObjectChanged
 from predictor.model import FileSpec
+from predictor.tiers.s3_arriving import verify
+from predictor.tiers.scattered import Scattered
 from predictor.tiers.store import Listing, ObjectInfo
 
 
@@ -28,6 +30,7 @@ class MemoryStore:
         self.list_s = 0.0
         self.listed: Counter[str] = Counter()
         self.was_read: Counter[str] = Counter()
+        self.confirmed = 0
         self.running = 0
         self._objects: dict[str, tuple[bytes, ObjectInfo]] = {}
 
@@ -64,11 +67,22 @@ class MemoryStore:
             raise InvalidModel(f"{key} is longer than {limit_bytes} bytes")
         return data
 
-    async def fetch(self, files: Sequence[tuple[FileSpec, memoryview]], *, background: Callable[[], bool]) -> None:
+    async def fetch(self, files: Sequence[tuple[FileSpec, Scattered]], *, background: Callable[[], bool]) -> None:
         background()
-        for file, view in files:
-            if file.size_bytes:
-                view[:] = self._current(file.key, file.etag)
+        for file, memory in files:
+            data = self._current(file.key, file.etag) if file.size_bytes else b""
+            start = 0
+            for window in memory.windows(0, file.size_bytes):
+                with window:
+                    window[:] = data[start : start + len(window)]
+                    start += len(window)
+            verify(file, memory, "memory")
+
+    async def confirm(self, files: Sequence[FileSpec]) -> None:
+        self.confirmed += 1
+        for file in files:
+            if len(self._current(file.key, file.etag)) != file.size_bytes:
+                raise ObjectChanged(f"{file.key} has another size")
 
     async def close(self) -> None:
         return

@@ -21,15 +21,17 @@ from predictor.api.http import HttpServer
 from predictor.api.pod import Pod, PodState
 from predictor.cache import Cache
 from predictor.errors import HearthError, SchemaMismatch, UnknownModel
+from predictor.hops import Hops
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec, TensorSpec
 from predictor.policy.demand import Demand
 from predictor.policy.ledger import Ledger
 from predictor.policy.residency import RAM, Place
 from predictor.settings import Settings
 from predictor.telemetry import Telemetry, Timeline
-from predictor.tiers.device import Buffer, footprint
+from predictor.tiers.device import Buffer
 from predictor.wire import Field, Loaded, Tensor
 from predictor.workers.worker import Answer
+from tests.fakes.profiles import HEADROOM_BYTES, KnownProfiles
 from tests.fakes.tiers import FakeRam
 
 Result = TypeVar("Result")
@@ -102,7 +104,7 @@ class ComputingDevice:
         self.cancelled: Counter[str] = Counter()
         self._waiting: dict[str, list[Callable[[], None]]] = {}
 
-    async def promote(self, spec: ModelSpec) -> Loaded:
+    async def promote(self, spec: ModelSpec, *, probe: bool) -> Loaded:
         if self.load_fails.get(spec.ref.name):
             raise self.load_fails[spec.ref.name].pop(0)
         inputs, outputs = self.schemas.get(spec.ref.name, ((), ()))
@@ -112,7 +114,7 @@ class ComputingDevice:
         return
 
     def run(
-        self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, outputs: Sequence[str]
+        self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, outputs: Sequence[str], measure: bool
     ) -> asyncio.Future[Answer]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
@@ -175,10 +177,9 @@ def make_pod(settings: Settings, catalogue: FakeCatalogue, device: ComputingDevi
     """A pod over fakes, with the real cache."""
     telemetry, timeline = Telemetry(), Timeline()
     cache = Cache(
-        Ledger({RAM: 100 * 4096, Place(0): 100 * 4096}, Demand()),
-        ram,
-        [device],
-        lambda spec: footprint(spec, copy=True),
+        Ledger({RAM: 100 * 4096, Place(0): 100 * 4096 + HEADROOM_BYTES}, Demand()),
+        Hops(ram, [device]),
+        KnownProfiles(slab_bytes=4096),
         telemetry,
         timeline,
         max_waiting=settings.max_waiting,

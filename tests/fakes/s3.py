@@ -165,7 +165,7 @@ class FakeS3:
             del self.received[:-10_000]
             self.requests[received.operation, received.key, received.range] += 1
             for fault in self._faults:
-                if fault.operation in {"", received.operation} and (not fault.key or received.key.endswith(f"/{fault.key}")):
+                if fault.fits(received):
                     if fault.times is not None:
                         fault.times -= 1
                         if not fault.times:

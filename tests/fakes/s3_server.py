@@ -17,6 +17,7 @@ from xml.sax.saxutils import escape
 
 MAX_STALL_S = 30.0
 CHUNK_BYTES = 1 << 18
+VIRTUAL_HOST = ".virtual.test"
 TRICKLE_BYTES = 1 << 10
 
 
@@ -53,6 +54,7 @@ class Fault:
     length_error  added to Content-Length; ``range_error`` to both ends of Content-Range
     before        called before the answer is made
     trickle_s     pause before every KiB of the body
+    asker         only requests signed with this access key; "" for all
     """
 
     times: int | None = 1
@@ -71,6 +73,13 @@ class Fault:
     body: bytes = b""
     before: Callable[[], object] | None = None
     trickle_s: float = 0.0
+    asker: str = ""
+
+    def fits(self, received: Received) -> bool:
+        """Whether it happens to this request."""
+        if self.operation not in {"", received.operation} or (self.key and not received.key.endswith(f"/{self.key}")):
+            return False
+        return f"Credential={self.asker}" in received.headers.get("Authorization", "") if self.asker else True
 
 
 class Script(Protocol):
@@ -134,7 +143,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         split = urlsplit(f"http://any{self.path}")  # so that a key that begins with a slash is no host
-        bucket, _, key = unquote(split.path[1:]).partition("/")
+        path = unquote(split.path[1:])
+        host = self.headers.get("Host", "").partition(":")[0]
+        if host.endswith(VIRTUAL_HOST):  # the bucket stands there
+            path = f"{host.removesuffix(VIRTUAL_HOST)}/{path}"
+        bucket, _, key = path.partition("/")
         query = {name: values[0] for name, values in parse_qs(split.query, keep_blank_values=True).items()}
         asked_range = self.headers.get("Range", "") if key else ""
         operation, named = ("get", f"{bucket}/{key}") if key else ("list", f"{bucket}/{query.get('prefix', '')}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -44,8 +45,9 @@ class Told:
 
 
 def aws_free(environment: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment with its own AWS settings replaced by ``environment``."""
-    kept = {name: value for name, value in os.environ.items() if not name.lower().startswith("aws")}
+    """This process's environment with its own AWS settings and proxies replaced by ``environment``."""
+    own = re.compile(r"aws|s3_|.*_proxy$", re.IGNORECASE)
+    kept = {name: value for name, value in os.environ.items() if not own.match(name)}
     return kept | dict(environment)
 
 

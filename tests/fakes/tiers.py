@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from predictor.errors import HearthError, WorkerDied
 from predictor.model import ModelRef, ModelSpec
 from predictor.tiers.device import Buffer
-from predictor.wire import Loaded, Tensor
+from predictor.tiers.disk_files import DiskFault
+from predictor.tiers.scattered import Scattered
+from predictor.wire import Loaded, Peak, Tensor
 from predictor.workers.worker import Answer
 
 Delay = Callable[[ModelRef], float]
@@ -25,10 +27,19 @@ class FakeRam:
         self.fetched: Counter[str] = Counter()
         self.stopped: Counter[str] = Counter()
 
-    async def fetch(self, spec: ModelSpec, background: Callable[[], bool]) -> None:
+    def image(self, ref: ModelRef) -> Scattered:
+        assert ref in self.present, f"{ref} is not in RAM"
+        return Scattered(())
+
+    async def fetch(
+        self, spec: ModelSpec, background: Callable[[], bool], read: Callable[[Scattered], Awaitable[bool]]
+    ) -> None:
         assert spec.ref not in self.present, f"{spec.ref} fetched twice"
-        self.fetched[spec.ref.name] += 1
         background()
+        if await read(Scattered(())):
+            self.present.add(spec.ref)
+            return
+        self.fetched[spec.ref.name] += 1
         try:
             await asyncio.sleep(self.fetch_s(spec.ref))
         except asyncio.CancelledError:
@@ -43,8 +54,47 @@ class FakeRam:
         self.present.discard(ref)
 
 
+class FakeDisk:
+    """A disk. ``faults[name]``: what the next reads and writes of that model raise, in order."""
+
+    def __init__(self, read_s: Delay = lambda _: 0.2, write_s: Delay = lambda _: 0.3) -> None:
+        self.read_s = read_s
+        self.write_s = write_s
+        self.faults: dict[str, list[DiskFault]] = {}
+        self.present: set[ModelRef] = set()
+        self.written: Counter[str] = Counter()
+        self.read_times: Counter[str] = Counter()
+
+    async def write(self, spec: ModelSpec, image: Scattered) -> None:
+        assert spec.ref not in self.present, f"{spec.ref} written twice"
+        await asyncio.sleep(self.write_s(spec.ref))
+        self._fail(spec)
+        self.written[spec.ref.name] += 1
+        self.present.add(spec.ref)
+
+    async def read(self, spec: ModelSpec, image: Scattered) -> None:
+        assert spec.ref in self.present, f"{spec.ref} is not on disk"
+        await asyncio.sleep(self.read_s(spec.ref))
+        self._fail(spec)
+        assert spec.ref in self.present, f"{spec.ref} was dropped while it was read"
+        self.read_times[spec.ref.name] += 1
+
+    async def drop(self, ref: ModelRef) -> None:
+        await asyncio.sleep(0.01)
+        self.present.discard(ref)
+
+    def _fail(self, spec: ModelSpec) -> None:
+        if self.faults.get(spec.ref.name):
+            raise self.faults[spec.ref.name].pop(0)
+
+
 class FakeDevice:
-    """A device. It refuses to promote what is not in RAM and to run what is not promoted, as the real one would."""
+    """A device. It refuses to promote what is not in RAM and to run what is not promoted, as the real one would.
+
+    measures   what a build tells of a model: bytes held, peaks
+    peaks      what a run with ``measure`` tells
+    run_fails  errors that the next runs of a model raise, in order
+    """
 
     def __init__(self, ram: FakeRam, promote_s: Delay = lambda _: 0.1, *, run_s: float = 0.01) -> None:
         self.ram = ram
@@ -53,9 +103,13 @@ class FakeDevice:
         self.fails: dict[str, list[HearthError]] = {}
         self.present: set[ModelRef] = set()
         self.promoted: Counter[str] = Counter()
+        self.probed: Counter[str] = Counter()
+        self.measures: dict[str, tuple[int, tuple[Peak, ...]]] = {}
+        self.peaks: dict[str, int] = {}
+        self.run_fails: dict[str, list[HearthError]] = {}
         self.dead = asyncio.Event()
 
-    async def promote(self, spec: ModelSpec) -> Loaded:
+    async def promote(self, spec: ModelSpec, *, probe: bool) -> Loaded:
         assert spec.ref in self.ram.present, f"{spec.ref} is not in RAM"
         assert spec.ref not in self.present, f"{spec.ref} promoted twice"
         self.promoted[spec.ref.name] += 1
@@ -64,14 +118,16 @@ class FakeDevice:
         if self.fails.get(spec.ref.name):
             raise self.fails[spec.ref.name].pop(0)
         self.present.add(spec.ref)
-        return Loaded(0, (), (), delay_s / 2, delay_s / 2)
+        self.probed[spec.ref.name] += probe
+        held_bytes, peaks = self.measures.get(spec.ref.name, (-1, ()))
+        return Loaded(0, (), (), delay_s / 2, delay_s / 2, held_bytes, peaks)
 
     async def drop(self, ref: ModelRef) -> None:
         await asyncio.sleep(0.01)
         self.present.discard(ref)
 
     def run(
-        self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, outputs: Sequence[str]
+        self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, outputs: Sequence[str], measure: bool
     ) -> asyncio.Future[Answer]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
@@ -79,8 +135,11 @@ class FakeDevice:
         def answer() -> None:
             if future.done():
                 return
-            if ref in self.present:
-                future.set_result(Answer(tuple(inputs), b"".join(body), self.run_s))
+            if self.run_fails.get(ref.name):
+                future.set_exception(self.run_fails[ref.name].pop(0))
+            elif ref in self.present:
+                peak_bytes = self.peaks.get(ref.name, -1) if measure else -1
+                future.set_result(Answer(tuple(inputs), b"".join(body), self.run_s, peak_bytes))
             else:
                 future.set_exception(WorkerDied(f"{ref} is not here"))
 

@@ -6,6 +6,7 @@ import pytest
 
 from predictor.model import ModelRef
 from predictor.policy.demand import Demand
+from predictor.policy.eviction import Rules
 from predictor.policy.ledger import Ledger
 from predictor.policy.residency import RAM, Abort, Drop, Footprint, Grant, Place, Refuse, Skip, Start
 
@@ -14,7 +15,7 @@ A, B, C = (ModelRef("default", name, 1) for name in "abc")
 
 
 def ledger(ram: int = 10, device: int = 10) -> Ledger:
-    return Ledger({RAM: ram, DEVICE: device}, Demand())
+    return Ledger({RAM: ram, DEVICE: device}, Demand(), Rules(min_residency_s=0.0))
 
 
 def need(size: int, *, shares_ram: bool = False) -> Footprint:
@@ -24,16 +25,16 @@ def need(size: int, *, shares_ram: bool = False) -> Footprint:
 def load(books: Ledger, ref: ModelRef, size: int, now_s: float = 0.0) -> None:
     ticket, plan = books.wait(ref, need(size), now_s)
     assert plan == (Start(ref, RAM),)
-    assert books.finished(ref, RAM, 1.0, now_s) == (Start(ref, DEVICE),)
+    assert books.finished(ref, RAM, 1.0, now_s) == (Start(ref, DEVICE, RAM),)
     assert books.finished(ref, DEVICE, 0.1, now_s) == (Grant(ticket, ref, DEVICE),)
-    assert books.release(ref, DEVICE) == ()
+    assert books.release(ref, DEVICE, 9.0) == ()
 
 
 def test_a_miss_goes_from_the_store_to_ram_to_the_device_and_is_granted() -> None:
     books = ledger()
     load(books, A, 4)
     assert books.hit(A, 1.0) == DEVICE
-    assert books.used_bytes(RAM) == books.used_bytes(DEVICE) == books.ready_bytes(DEVICE) == 4
+    assert books.used_bytes(RAM) == books.used_bytes(DEVICE) == books.books.ready_bytes(DEVICE) == 4
 
 
 def test_the_copy_asked_for_less_is_dropped_for_a_newcomer() -> None:
@@ -42,11 +43,11 @@ def test_the_copy_asked_for_less_is_dropped_for_a_newcomer() -> None:
     load(books, B, 5)
     for _ in range(3):
         assert books.hit(A, 1.0) == DEVICE
-        books.release(A, DEVICE)
+        books.release(A, DEVICE, 9.0)
     _, plan = books.wait(C, need(5), 2.0)
     assert plan == (Start(C, RAM),)
     assert books.finished(C, RAM, 1.0, 3.0) == (Drop(B, DEVICE),)
-    assert books.dropped(B, DEVICE, 3.1) == (Start(C, DEVICE),)
+    assert books.dropped(B, DEVICE, 3.1) == (Start(C, DEVICE, RAM),)
 
 
 def test_a_failed_transfer_refuses_everybody_and_frees_its_bytes() -> None:
@@ -73,7 +74,7 @@ def test_two_preloads_run_at_once_and_the_third_waits_for_one_of_them() -> None:
     assert books.preload(B, need(5), 0.0) == (Start(B, RAM),)
     assert books.preload(C, need(5), 0.0) == ()
     assert books.is_background(A, RAM)
-    assert books.finished(A, RAM, 1.0, 1.0) == (Start(A, DEVICE),)
+    assert books.finished(A, RAM, 1.0, 1.0) == (Start(A, DEVICE, RAM),)
     assert books.finished(A, DEVICE, 1.0, 1.0) == (Start(C, RAM),)
 
 
@@ -96,8 +97,8 @@ def test_an_abort_that_comes_too_late_ends_in_a_drop() -> None:
 
 def test_the_place_too_small_for_a_model_is_named() -> None:
     books = ledger(ram=10, device=5)
-    assert books.too_large(need(11)) == (RAM, 11)
-    assert books.too_large(need(6)) == (DEVICE, 6)
+    assert books.too_large(need(11)) == (RAM, 10, 10)
+    assert books.too_large(need(6)) == (DEVICE, 5, 5)
     assert books.too_large(need(5)) is None
 
 
@@ -108,8 +109,8 @@ def test_a_model_in_use_drains_when_nothing_else_can_make_room() -> None:
     books.wait(B, need(5), 1.0)
     assert books.finished(B, RAM, 1.0, 2.0) == ()
     assert books.hit(A, 2.0) is None, "draining: no new lease"
-    assert books.is_draining(A)
-    assert books.release(A, DEVICE) == (Drop(A, DEVICE),)
+    assert books.books.is_draining(A)
+    assert books.release(A, DEVICE, 9.0) == (Drop(A, DEVICE),)
 
 
 def test_a_lost_device_gives_up_its_copies_when_their_requests_end() -> None:
@@ -118,7 +119,7 @@ def test_a_lost_device_gives_up_its_copies_when_their_requests_end() -> None:
     load(books, B, 4)
     books.hit(A, 1.0)
     assert books.lost(DEVICE, 1.0) == (Drop(B, DEVICE),)
-    assert books.release(A, DEVICE) == (Drop(A, DEVICE),)
+    assert books.release(A, DEVICE, 9.0) == (Drop(A, DEVICE),)
 
 
 def test_books_without_ram_or_device_are_refused() -> None:
@@ -140,8 +141,8 @@ def test_who_waits_longer_claims_each_place_and_later_ones_wait_behind() -> None
     assert plan == ()
     assert books.dropped(A, RAM, 3.0) == (Start(C, RAM),)
     assert books.finished(C, RAM, 1.0, 4.0) == (), "the device is claimed by B, which waits longer"
-    assert books.release(A, DEVICE) == (Drop(A, DEVICE),)
-    assert books.dropped(A, DEVICE, 5.0)[0] == Start(B, DEVICE)
+    assert books.release(A, DEVICE, 9.0) == (Drop(A, DEVICE),)
+    assert books.dropped(A, DEVICE, 5.0)[0] == Start(B, DEVICE, RAM)
 
 
 def test_places_have_names_for_people() -> None:
@@ -156,6 +157,6 @@ def test_nothing_is_dropped_for_a_second_newcomer_while_the_first_is_built() -> 
     books.wait(d, need(5), 1.0)
     books.wait(e, need(5), 1.0)
     assert books.finished(d, RAM, 1.0, 2.0) == (Drop(A, DEVICE),)
-    assert books.dropped(A, DEVICE, 2.0) == (Start(d, DEVICE),)
+    assert books.dropped(A, DEVICE, 2.0) == (Start(d, DEVICE, RAM),)
     assert books.finished(e, RAM, 1.0, 2.0) == (), "B stays useful until d is built"
     assert Drop(B, DEVICE) in books.finished(d, DEVICE, 0.1, 3.0)

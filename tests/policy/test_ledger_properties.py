@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from predictor.model import ModelRef, Tier
 from predictor.policy.demand import Demand
+from predictor.policy.eviction import Rules
 from predictor.policy.ledger import Ledger
-from predictor.policy.residency import RAM, Abort, Drop, Footprint, Grant, Place, Plan, Refuse, Skip, Start, State
+from predictor.policy.residency import DISK, RAM, Abort, Drop, Footprint, Grant, Place, Plan, Refuse, Skip, Start, State
 
 MODELS = [ModelRef("default", f"m{number}", 1) for number in range(6)]
 SIZES = st.integers(0, 10)
+TENANTS = ["red", "blue"]
 
 
 class World(RuleBasedStateMachine):
@@ -20,22 +25,50 @@ class World(RuleBasedStateMachine):
     @initialize(
         ram=st.integers(10, 30),
         devices=st.lists(st.integers(10, 25), min_size=1, max_size=2),
-        sizes=st.lists(st.tuples(SIZES, SIZES, st.booleans()), min_size=len(MODELS), max_size=len(MODELS)),
+        disk=st.none() | st.integers(10, 40),
+        sizes=st.lists(
+            st.tuples(SIZES, SIZES, st.booleans(), st.integers(0, 5), st.sampled_from(TENANTS)),
+            min_size=len(MODELS),
+            max_size=len(MODELS),
+        ),
+        rules=st.builds(
+            Rules,
+            min_residency_s=st.sampled_from([0.0, 5.0]),
+            idle_ttl_s=st.sampled_from([math.inf, 100.0]),
+            floors=st.dictionaries(st.sampled_from(TENANTS), st.sampled_from([0.2, 0.4]), max_size=2),
+        ),
+        kept=st.integers(0, 3),
     )
-    def begin(self, ram: int, devices: list[int], sizes: list[tuple[int, int, bool]]) -> None:
+    def begin(
+        self,
+        ram: int,
+        devices: list[int],
+        disk: int | None,
+        *,
+        sizes: list[tuple[int, int, bool, int, str]],
+        rules: Rules,
+        kept: int,
+    ) -> None:
         self.now_s = 0.0
         self.needs = {
-            model: Footprint(ram_bytes, device_bytes, shares_ram)
-            for model, (ram_bytes, device_bytes, shares_ram) in zip(MODELS, sizes, strict=True)
+            model: Footprint(ram_bytes, device_bytes, shares_ram, activation_bytes, ram_bytes, tenant)
+            for model, (ram_bytes, device_bytes, shares_ram, activation_bytes, tenant) in zip(MODELS, sizes, strict=True)
         }
         self.budgets = {RAM: ram, **{Place(index): size for index, size in enumerate(devices)}}
-        self.ledger = Ledger(self.budgets, Demand())
+        if disk is not None:
+            self.budgets[DISK] = disk
+        self.ledger = Ledger(self.budgets, Demand(), rules)
         self.moving: dict[tuple[ModelRef, Place], bool] = {}  # transfers under way; True: asked to stop
         self.dropping: set[tuple[ModelRef, Place]] = set()
         self.ready: set[tuple[ModelRef, Place]] = set()
         self.leases: list[tuple[ModelRef, Place]] = []
         self.waiting: dict[int, ModelRef] = {}
         self.answered: set[int] = set()
+        self.sources: dict[tuple[ModelRef, Place], Place | None] = {}  # of transfers under way
+        if disk is not None:
+            for model in MODELS[:kept]:
+                self.ready.add((model, DISK))
+                self.carry_out(self.ledger.adopt(model, self.needs[model].disk_bytes, self.now_s))
 
     # ---- carrying plans out, with the rules checked action by action
 
@@ -48,13 +81,14 @@ class World(RuleBasedStateMachine):
                     self.leases.append((ref, place))
                 case Refuse(ticket, ref):
                     self.answer(ticket, ref)
-                case Start(ref, target):
+                case Start(ref, target, source):
                     key = (ref, target)
                     assert key not in self.moving, f"second transfer: {action}"
                     assert key not in self.ready | self.dropping, f"already there: {action}"
-                    if target is not RAM:
-                        assert (ref, RAM) in self.ready, f"nothing to read from: {action}"
+                    assert (source == RAM) if target != RAM else source in {None, DISK}, f"from where? {action}"
+                    assert source is None or (ref, source) in self.ready, f"nothing to read from: {action}"
                     self.moving[key] = False
+                    self.sources[key] = source
                 case Abort(ref, place):
                     assert self.moving[ref, place] is False, f"aborted twice: {action}"
                     self.moving[ref, place] = True
@@ -62,7 +96,8 @@ class World(RuleBasedStateMachine):
                     self.drop(ref, place)
                 case Skip(ref, place):
                     free = self.budgets[place] - self.ledger.used_bytes(place)
-                    assert free < self.size(ref, place), f"skipped although {free} are free: {action}"
+                    need = self.needs[ref].size(place) + self.ledger.books.headroom(place) + self.needs[ref].headroom(place)
+                    assert free < need, f"skipped although {free} are free: {action}"
 
     def answer(self, ticket: int, ref: ModelRef) -> None:
         assert ticket not in self.answered, f"ticket {ticket} answered twice"
@@ -72,18 +107,19 @@ class World(RuleBasedStateMachine):
     def drop(self, ref: ModelRef, place: Place) -> None:
         assert (ref, place) in self.ready, f"dropped what is not there: {ref} at {place}"
         assert (ref, place) not in self.leases, f"dropped in use: {ref} at {place}"
-        if place is RAM:
-            for device in self.budgets:
-                if device is not RAM:
-                    assert (ref, device) not in self.moving, f"dropped while it is read: {ref}"
-                    shared = self.needs[ref].shares_ram and (ref, device) in self.ready | self.dropping
-                    assert not shared, f"dropped while {device} shares it: {ref}"
+        for (other, target), source in self.sources.items():
+            read = other == ref and source == place and (other, target) in self.moving
+            assert not read, f"dropped while it is read for {target}: {ref} at {place}"
+        if place == RAM:
+            for device in self.devices:
+                shared = self.needs[ref].shares_ram and (ref, device) in self.ready | self.dropping
+                assert not shared, f"dropped while {device} shares it: {ref}"
         self.ready.remove((ref, place))
         self.dropping.add((ref, place))
 
-    def size(self, ref: ModelRef, place: Place) -> int:
-        need = self.needs[ref]
-        return need.ram_bytes if place.tier is Tier.RAM else need.device_bytes
+    @property
+    def devices(self) -> list[Place]:
+        return sorted(place for place in self.budgets if place.tier is Tier.DEVICE)
 
     # ---- events
 
@@ -98,12 +134,47 @@ class World(RuleBasedStateMachine):
             self.waiting[ticket] = model
             self.carry_out(plan)
 
+    @rule(model=st.sampled_from(MODELS), more=st.integers(1, 8))
+    def larger_request(self, model: ModelRef, more: int) -> None:
+        need = replace(self.needs[model], activation_bytes=self.needs[model].activation_bytes + more)
+        if self.ledger.too_large(need) is None:
+            self.needs[model] = need
+            ticket, plan = self.ledger.wait(model, need, self.now_s)
+            self.waiting[ticket] = model
+            self.carry_out(plan)
+
+    @precondition(lambda self: any(place.tier is Tier.DEVICE for _, place in self.ready))
+    @rule(data=st.data(), device_bytes=SIZES, activation_bytes=st.integers(0, 5))
+    def measured(self, data: st.DataObject, device_bytes: int, activation_bytes: int) -> None:
+        model, _ = data.draw(st.sampled_from(sorted(key for key in self.ready if key[1].tier is Tier.DEVICE)))
+        need = replace(self.needs[model], device_bytes=device_bytes, activation_bytes=activation_bytes)
+        if self.ledger.too_large(need) is None:
+            self.needs[model] = need
+            self.carry_out(self.ledger.measured(model, need, self.now_s))
+
+    @rule(model=st.sampled_from(MODELS))
+    def pin_or_unpin(self, model: ModelRef) -> None:
+        if model.name in self.ledger.pins:
+            self.carry_out(self.ledger.unpin(model.name, self.now_s))
+        else:
+            self.ledger.pin(model.name)
+
+    @precondition(lambda self: any(source == DISK for key, source in self.sources.items() if key in self.moving))
+    @rule(data=st.data())
+    def disk_copy_is_damaged(self, data: st.DataObject) -> None:
+        readers = sorted(key for key, source in self.sources.items() if source == DISK and key in self.moving)
+        key = data.draw(st.sampled_from(readers))
+        self.sources[key] = None
+        self.carry_out(self.ledger.damaged(key[0], self.now_s))
+
     @rule(model=st.sampled_from(MODELS))
     def preload(self, model: ModelRef) -> None:
         plan = self.ledger.preload(model, self.needs[model], self.now_s)
-        assert not any(isinstance(action, Drop | Abort) for action in plan), f"a pre-load made room for itself: {plan}"
-        if self.waiting:
-            assert not any(isinstance(action, Start) for action in plan), f"a pre-load began before {self.waiting}"
+        for action in plan:
+            if isinstance(action, Drop | Abort):
+                assert action.place == DISK or self.over(action.place), f"a pre-load made room for itself: {plan}"
+            if self.waiting and isinstance(action, Start):
+                assert action.target == DISK, f"a pre-load began before {self.waiting}"
         self.carry_out(plan)
 
     @rule(model=st.sampled_from(MODELS))
@@ -132,7 +203,7 @@ class World(RuleBasedStateMachine):
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         lease = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
-        self.carry_out(self.ledger.release(*lease))
+        self.carry_out(self.ledger.release(*lease, self.now_s))
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -142,20 +213,30 @@ class World(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def worker_dies(self, data: st.DataObject) -> None:
-        devices = sorted(place for place in self.budgets if place is not RAM)
-        self.carry_out(self.ledger.lost(data.draw(st.sampled_from(devices)), self.now_s))
+        self.carry_out(self.ledger.lost(data.draw(st.sampled_from(self.devices)), self.now_s))
 
     @rule(seconds=st.floats(0, 100_000))
     def time_passes(self, seconds: float) -> None:
         self.now_s += seconds
+        self.carry_out(self.ledger.tick(self.now_s))
+
+    def over(self, place: Place) -> int:
+        return self.ledger.used_bytes(place) + self.ledger.books.headroom(place) - self.budgets[place]
 
     # ---- what always holds
 
     @invariant()
     def bytes_stay_within_every_budget(self) -> None:
-        for place, budget in self.budgets.items():
-            counted = sum(copy.size_bytes for copy in self.ledger.copies() if copy.place == place)
-            assert counted == self.ledger.used_bytes(place) <= budget
+        for place in self.budgets:
+            here = [copy for copy in self.ledger.copies() if copy.place == place]
+            assert sum(copy.size_bytes for copy in here) == self.ledger.used_bytes(place)
+            if self.over(place) > 0:  # a copy turned out larger than it was booked: what can go is on its way
+                assert place != RAM
+                staying = [copy for copy in here if copy.state is not State.DRAINING]
+                size_bytes = sum(copy.size_bytes for copy in staying)
+                headroom_bytes = max((copy.headroom_bytes for copy in staying), default=0)
+                free = [copy for copy in staying if copy.state is State.READY and copy.ref.name not in self.ledger.pins]
+                assert not free or size_bytes + headroom_bytes <= self.budgets[place]
 
     @invariant()
     def the_books_agree_with_the_world(self) -> None:
@@ -166,18 +247,21 @@ class World(RuleBasedStateMachine):
         for key, stopping in self.moving.items():
             assert booked[key].state is (State.DRAINING if stopping else State.FILLING)
         for key, copy in booked.items():
-            if key[1] is not RAM:
+            if key[1].tier is Tier.DEVICE:
                 assert copy.holds == self.leases.count(key)
 
     @invariant()
     def nobody_waits_on_nothing(self) -> None:
-        if self.waiting:
-            assert self.moving or self.dropping or self.leases, f"{self.waiting} wait, and nothing is under way"
+        if self.waiting and not self.ledger.pins:
+            under_way = self.moving or self.dropping or self.leases or self.ledger.wake_s < math.inf
+            assert under_way, f"{self.waiting} wait, and nothing is under way"
 
     def teardown(self) -> None:
         """Whatever the state: once clients stop coming and the world answers, everybody is served and nothing is held."""
         if not hasattr(self, "ledger"):
             return
+        for name in self.ledger.pins:
+            self.carry_out(self.ledger.unpin(name, self.now_s))
         for _ in range(1000):
             if self.moving:
                 key = min(self.moving)
@@ -188,14 +272,17 @@ class World(RuleBasedStateMachine):
                 key = self.dropping.pop()
                 self.carry_out(self.ledger.dropped(*key, self.now_s))
             elif self.leases:
-                self.carry_out(self.ledger.release(*self.leases.pop()))
+                self.carry_out(self.ledger.release(*self.leases.pop(), self.now_s))
+            elif self.waiting and self.ledger.wake_s < math.inf:
+                self.now_s = max(self.now_s, self.ledger.wake_s)
+                self.carry_out(self.ledger.tick(self.now_s))
             else:
                 break
             self.bytes_stay_within_every_budget()
         assert not self.waiting, f"never served: {self.waiting}"
         for copy in self.ledger.copies():
-            shared = copy.place is RAM and self.needs[copy.ref].shares_ram
-            sharers = sum((copy.ref, place) in self.ready for place in self.budgets if place is not RAM)
+            shared = copy.place == RAM and self.needs[copy.ref].shares_ram
+            sharers = sum((copy.ref, place) in self.ready for place in self.devices)
             assert copy.holds == (sharers if shared else 0), f"held by nobody: {copy}"
 
 

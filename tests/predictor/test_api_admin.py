@@ -167,6 +167,8 @@ def test_the_interactive_documentation_names_every_route(client: httpx.Client) -
         "/hearth/v1/residency",
         "/hearth/v1/preload",
         "/hearth/v1/unload",
+        "/hearth/v1/pin",
+        "/hearth/v1/unpin",
         "/hearth/v1/timeline",
         "/hearth/v1/catalogue",
         "/hearth/v1/why/{name}",

@@ -9,17 +9,21 @@ import pytest
 
 from predictor.cache import Cache
 from predictor.errors import DeadlineExceeded, HearthError, LoadFailed, ModelTooLarge, StoreUnavailable, Unavailable
+from predictor.hops import Hops
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
 from predictor.policy.demand import Demand
+from predictor.policy.eviction import Rules
 from predictor.policy.ledger import Ledger
-from predictor.policy.residency import RAM, Place
+from predictor.policy.residency import DISK, RAM, Place
+from predictor.profiles import Profiles
 from predictor.telemetry import Telemetry, Timeline
-from predictor.tiers.device import footprint
-from tests.fakes.tiers import FakeDevice, FakeRam
+from tests.fakes.profiles import HEADROOM_BYTES, KnownProfiles, disk_bytes
+from tests.fakes.tiers import FakeDevice, FakeDisk, FakeRam
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.looptime]
 
-PAGE = 4096
+PAGE = 1 << 20
+"""Models and budgets are counted in these; smaller, and what computations take would not be negligible."""
 HOUR_S = 3600.0
 
 
@@ -32,18 +36,30 @@ class Rig:
     """A cache over fakes, with what the tests look at."""
 
     def __init__(
-        self, ram_pages: int = 100, device_pages: int = 100, *, devices: int = 1, copy: bool = True, max_waiting: int = 100
+        self,
+        ram_pages: int = 100,
+        device_pages: int = 100,
+        *,
+        devices: int = 1,
+        copy: bool = True,
+        max_waiting: int = 100,
+        disk_pages: int = 0,
+        rules: Rules | None = None,
+        profiles: Profiles | None = None,
     ) -> None:
         self.ram = FakeRam()
         self.devices = [FakeDevice(self.ram) for _ in range(devices)]
         self.device = self.devices[0]
-        budgets = {RAM: ram_pages * PAGE, **{Place(index): device_pages * PAGE for index in range(devices)}}
-        self.ledger = Ledger(budgets, Demand())
+        device_bytes = device_pages * PAGE + HEADROOM_BYTES
+        budgets = {RAM: ram_pages * PAGE, **{Place(index): device_bytes for index in range(devices)}}
+        self.disk = FakeDisk() if disk_pages else None
+        if disk_pages:
+            budgets[DISK] = disk_pages * disk_bytes(model("any"))
+        self.ledger = Ledger(budgets, Demand(), rules)
         self.cache = Cache(
             self.ledger,
-            self.ram,
-            self.devices,
-            lambda spec: footprint(spec, copy=copy),
+            Hops(self.ram, self.devices, self.disk),
+            profiles or KnownProfiles(copies=copy, on_disk=disk_pages > 0),
             Telemetry(),
             Timeline(),
             max_waiting=max_waiting,
@@ -203,7 +219,7 @@ async def _ask_for_ever(rig: Rig, spec: ModelSpec) -> None:
 
 async def test_a_model_that_can_never_fit_is_refused_with_numbers_before_a_byte_moves() -> None:
     rig = Rig(device_pages=1)
-    with pytest.raises(ModelTooLarge, match="needs 8192 bytes in device 0, the budget there is 4096 bytes"):
+    with pytest.raises(ModelTooLarge, match=r"needs 2162688 bytes in device 0 \(2097152 to stay, 65536 to compute"):
         await rig.ask(model("a", 2))
     assert not rig.ram.fetched
 
@@ -338,7 +354,7 @@ async def test_a_random_day_answers_every_request_once_and_ends_with_true_books(
     await asyncio.sleep(100.0)
     assert rig.cache.waiting == 0
     for place in rig.ledger.budgets:
-        assert rig.ledger.used_bytes(place) == rig.ledger.ready_bytes(place), "something is still on its way"
+        assert rig.ledger.used_bytes(place) == rig.ledger.books.ready_bytes(place), "something is still on its way"
     booked = {(copy.ref, copy.place) for copy in rig.ledger.copies()}
     for index, device in enumerate(rig.devices):
         assert {(ref, Place(index)) for ref in device.present} == {key for key in booked if key[1] == Place(index)}

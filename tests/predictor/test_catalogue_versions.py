@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from predictor import manifest as hearth_json
 from predictor.errors import InvalidModel, TrustRequired
-from predictor.model import ModelFormat, ModelSpec
+from predictor.model import ModelFormat, ModelSpec, PartChecksums
 from predictor.repository import Resolved, Source, Version, is_name, resolve, versions
 from predictor.tiers.s3_listing import Listing, ObjectInfo
 
@@ -21,6 +21,7 @@ SOURCE = Source("default", "http://s3/bucket", "bucket", "models/", trusts_code=
 SETTLE_S = 10.0
 PYTORCH = {"model.safetensors": 100, "model.py": 10}
 ONNX = {"model.onnx": 100}
+SUMS = {"algorithm": "xxh3_64", "part_bytes": 65536, "parts": ["ABCDEF0123456789"]}
 
 
 def listing(*keys: str, modified_s: float = 0.0) -> Listing:
@@ -124,7 +125,8 @@ def test_the_format_is_recognised_and_only_what_it_needs_is_fetched(
 def test_what_the_manifest_says_is_taken_over_what_could_be_recognised() -> None:
     document = {
         "format": "onnx",
-        "files": [{"path": "model.onnx", "size": 100, "sha256": "AB" * 32}, {"path": "extra.bin"}],
+        "files": [{"path": "model.onnx", "size": 100, "sha256": "AB" * 32, "checksums": SUMS}, {"path": "extra.bin"}],
+        "tenant": "team-a",
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1]}],
         "parameters": {"a": 1},
         "max_batch_size": 4,
@@ -135,6 +137,9 @@ def test_what_the_manifest_says_is_taken_over_what_could_be_recognised() -> None
         ("model.onnx", "models/m/3/model.onnx", 100, "ab" * 32),
         ("extra.bin", "models/m/3/extra.bin", 7, ""),
     ]
+    assert [file.checksums for file in spec.files] == [PartChecksums("xxh3_64", 65536, ("abcdef0123456789",)), None]
+    assert spec.tenant == "team-a"
+    assert hash(spec)
     assert (spec.inputs[0].name, json.loads(spec.parameters_json), spec.max_batch_size) == ("x", {"a": 1}, 4)
 
 
@@ -168,6 +173,10 @@ def test_a_folder_that_holds_no_model_we_serve_says_what_it_holds(files: dict[st
     [
         ({"files": [{"path": "model.onnx"}, {"path": "gone.data"}]}, r"m/3/gone\.data is named in hearth\.json but not there"),
         ({"files": [{"path": "model.onnx", "size": 99}]}, r"m/3/model\.onnx has 100 bytes, hearth\.json says 99"),
+        (
+            {"files": [{"path": "model.onnx", "checksums": {**SUMS, "parts": ["0" * 16] * 2}}]},
+            r"model\.onnx has 100 bytes, hearth\.json has checksums of 2 parts of 65536",
+        ),
         ({"format": "pytorch"}, r"lacks model\.safetensors, model\.py"),
     ],
 )

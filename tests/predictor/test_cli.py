@@ -22,7 +22,8 @@ RESIDENCY = {
     "up_s": 132.0,
     "tiers": [
         {"tier": "ram", "device": -1, "budget_bytes": 40_000_000, "reserved_bytes": 12_400_000, "ready_bytes": 12_400_000},
-        {"tier": "device", "device": 0, "budget_bytes": 20_000_000, "reserved_bytes": 8_200_000, "ready_bytes": 8_200_000},
+        {"tier": "device", "device": 0, "budget_bytes": 20_000_000, "reserved_bytes": 8_200_000, "ready_bytes": 8_200_000}
+        | {"headroom_bytes": 2_000_000},
     ],
     "models": [
         {
@@ -47,6 +48,11 @@ RESIDENCY = {
             "loads": 2,
             "load_s": 0.12,
             "last_used_s_ago": 1.04,
+            "tenant": "vision",
+            "weights_bytes": 9_000_000,
+            "held_bytes": 9_100_000,
+            "activation_bytes": 2_000_000,
+            "memory_source": "measured",
             "invented_by_a_newer_server": True,
         },
     ],
@@ -61,9 +67,9 @@ NAME    VERSION  FORMAT   WHERE              SIZE  LEASES      RATE  LAST USED
 resnet        1  pytorch  ram + device 0  16.4 MB       2  15.0/min  1.0 s ago
 bert          3  onnx     ram (loading)    4.2 MB       0         -      never
 
-TIER         USED   BUDGET  MODELS
-ram       12.4 MB  40.0 MB       2
-device 0   8.2 MB  20.0 MB       1
+TIER         USED  TO COMPUTE   BUDGET  MODELS
+ram       12.4 MB           -  40.0 MB       2
+device 0   8.2 MB      2.0 MB  20.0 MB       1
 
 pool-1: up 2 min, 2 in flight, 1 waiting, 7 loads, 4 drops
 """
@@ -87,6 +93,8 @@ class FakeAdmin(BaseHTTPRequestHandler):
         known = [name for name in asked if name in self.catalogue]
         if self.path == "/hearth/v1/preload" and "broken" in asked:
             self._answer(503, {"error": "the model store cannot be reached"})
+        elif self.path.endswith("pin"):
+            self._answer(200, {"pinned": known if self.path == "/hearth/v1/pin" else []})
         elif self.path == "/hearth/v1/preload":
             self._answer(202, {"accepted": known, "unknown": [name for name in asked if name not in known]})
         else:
@@ -123,7 +131,7 @@ def test_a_flag_takes_what_its_setting_takes(flag: flags.Flag) -> None:
     schema = Settings.model_json_schema()["properties"][flag.setting]
     kinds = {variant.get("type") for variant in schema.get("anyOf", [schema])} - {"null"}
     assert kinds == {{str: "string", int: "integer", float: "number", bool: "boolean"}[flag.kind]} or (
-        kinds == {"array"} and flag.kind is str
+        kinds in ({"array"}, {"object"}) and flag.kind is str
     )
     assert tuple(schema.get("enum", ())) == flag.choices
     assert flag.variable == f"{Settings.model_config['env_prefix']}{flag.setting.upper()}"
@@ -178,15 +186,37 @@ def test_ps_takes_the_address_from_the_environment(
 def test_ps_wide_adds_what_loads_cost(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ps", "-o", "wide", "--address", address]) == 0
     heading, resnet, bert, *_ = capsys.readouterr().out.splitlines()
-    assert heading.endswith("LOADS  LOAD TIME")
-    assert resnet.split()[-3:] == ["2", "120", "ms"]
-    assert bert.split()[-2:] == ["0", "-"]
+    assert heading.endswith("LOADS  LOAD TIME  WEIGHTS  ON DEVICE  TO COMPUTE  MEMORY    TENANT")
+    assert resnet.split()[-11:] == ["2", "120", "ms", "9.0", "MB", "9.1", "MB", "2.0", "MB", "measured", "vision"]
+    assert bert.split()[-7:] == ["0", "-", "-", "-", "-", "-", "-"]
+
+
+def test_ps_wide_has_a_flag_of_its_own(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ps", "--wide", "--address", address]) == 0
+    assert "TO COMPUTE  MEMORY" in capsys.readouterr().out
+
+
+def test_ps_ends_with_what_an_operator_should_know(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    alarmed = msgspec.convert({**RESIDENCY, "alarms": ["models push each other out"]}, Residency)
+    assert cli.alarm_lines(alarmed) == ["warning: models push each other out"]
+    assert cli.main(["ps", "--address", address]) == 0
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_ps_of_an_empty_pod_says_how_a_model_gets_in() -> None:
     empty = msgspec.convert({**RESIDENCY, "models": []}, Residency)
     assert len(cli.model_rows(empty)) == 1
     assert [row[-1] for row in cli.tier_rows(empty)] == ["MODELS", "0", "0"]
+
+
+def test_pin_loads_and_says_what_is_pinned(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pin", "resnet", "--address", address]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "pinned: resnet",
+        "loading in the background: resnet (watch with `hearth ps`)",
+    ]
+    assert cli.main(["unpin", "resnet", "--address", address]) == 0
+    assert capsys.readouterr().out == "pinned: nothing\n"
 
 
 @pytest.mark.parametrize("command", [["ps"], ["models"], ["load", "a"], ["unload", "a"]])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from predictor.engine.device import Files
 from predictor.engine.formats import Built, build
 from predictor.errors import HearthError, LoadFailed, ModelFailed, SchemaMismatch
 from predictor.wire import Field, Load, Tensor
@@ -30,7 +31,7 @@ def built(
 ) -> Built:
     load = Load(1, "n/m/1@r", format_, (), 0, False, inputs, outputs, json.dumps(parameters) if parameters is not None else "")  # noqa: FBT003 (Load.copy)
     tensors = {path: torch.frombuffer(bytearray(data), dtype=torch.uint8) for path, data in files.items()}
-    return build(load, tensors, threads=1)
+    return build(load, Files(tensors), threads=1)
 
 
 def python(source: str, tensors: dict[str, list[float]] | None = None) -> dict[str, bytes]:
@@ -140,6 +141,23 @@ def build(config): return Count()
     model = built("pytorch", files)
     assert [ask(model, 1.0)["OUTPUT__0"] for _ in range(2)] == [[6.0], [7.0]]
     assert ask(built("pytorch", files), 1.0) == {"OUTPUT__0": [6.0]}
+
+
+def test_what_the_module_keeps_beside_its_parameters_sees_the_files_values_too() -> None:
+    source = """
+class M(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.randn(4))
+        self.all = [self.scale]
+        self.raw = self.scale.data
+        self.register_buffer("last", self.scale[3:], persistent=False)
+    def forward(self, x):
+        return x * self.all[0], x * self.raw, self.last
+def build(config): return M()
+"""
+    answers = ask(built("pytorch", python(source, {"scale": [1.0, 2.0, 3.0, 4.0]})), 1, 1, 1, 1)
+    assert answers == {"OUTPUT__0": [1, 2, 3, 4], "OUTPUT__1": [1, 2, 3, 4], "OUTPUT__2": [4]}
 
 
 @pytest.mark.parametrize(

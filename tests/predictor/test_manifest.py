@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from predictor.errors import InvalidModel
 from predictor.manifest import MAX_BYTES, Manifest, ManifestFile, parse
-from predictor.model import DATATYPES, TensorSpec
+from predictor.model import DATATYPES, PartChecksums, TensorSpec
 
 WHERE = "s3://bucket/models/m/1/hearth.json"
 FULL = {
@@ -22,7 +22,14 @@ FULL = {
     "parameters": {"hidden": 256, "ratio": 0.1, "big": 123456789012345678901234567890, "nested": {"é": [None, True]}},
     "max_batch_size": 32,
     "files": [{"path": "model.safetensors", "size": 123456, "sha256": "aB" * 32}, {"path": "model.py"}],
+    "tenant": "team-a",
 }
+
+
+def summed(**other: Any) -> dict[str, Any]:
+    """A manifest of one file with part checksums, some of it replaced."""
+    sums = {"algorithm": "xxh3_64", "part_bytes": 65536, "parts": ["0123456789ABCDEF"] * 2} | other
+    return {"files": [{"path": "a", "size": 65537, "checksums": sums}]}
 
 
 def read(document: Any) -> Manifest:
@@ -37,6 +44,14 @@ def test_everything_it_can_say_is_read() -> None:
     assert json.loads(manifest.parameters_json) == FULL["parameters"]
     assert manifest.max_batch_size == 32
     assert manifest.files == (ManifestFile("model.safetensors", 123456, "aB" * 32), ManifestFile("model.py"))
+    assert manifest.tenant == "team-a"
+
+
+def test_checksums_of_parts_are_read_in_lower_case() -> None:
+    (file,) = read(summed()).files
+    assert file.part_checksums == PartChecksums("xxh3_64", 65536, ("0123456789abcdef",) * 2)
+    assert hash(file.part_checksums)
+    assert read({"files": [{"path": "a", "checksums": None}]}).files[0].part_checksums is None
 
 
 def test_it_may_say_nothing() -> None:
@@ -46,7 +61,7 @@ def test_it_may_say_nothing() -> None:
 
 def test_fields_of_later_versions_are_skipped() -> None:
     assert read(
-        {"tenant": "a", "checksums": [1], "inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "unit": "m"}]}
+        {"licence": "a", "checksums": [1], "inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "unit": "m"}]}
     ).inputs
 
 
@@ -86,6 +101,22 @@ def test_a_byte_order_mark_is_forgiven() -> None:
         ({"files": [{"path": "a"}, {"path": "a"}]}, r"'a' stands there twice - at `\$\.files\[1\]`"),
         ({"files": [{"path": "a", "size": -1}]}, r"at `\$\.files\[0\]\.size`"),
         ({"files": [{"path": "a", "sha256": "short"}]}, r"at `\$\.files\[0\]\.sha256`"),
+        ({"files": [{"path": "a", "sha256": "a" * 64 + "\n"}]}, r"at `\$\.files\[0\]\.sha256`"),
+        (summed(algorithm="md5"), r"'md5' is no checksum .*only xxh3_64 is - at `\$\.files\[0\]\.checksums\.algorithm`"),
+        (summed(part_bytes=65535), r"parts of 65535 bytes; a multiple of 4096 .* - at `\$\.files\[0\]\.checksums\.part_bytes`"),
+        (summed(part_bytes=4096), r"between 65536 and 1073741824 is allowed - at"),
+        (summed(part_bytes=(1 << 30) + 4096), r"between 65536 and 1073741824 is allowed - at"),
+        (summed(part_bytes=65536 + 1024), r"a multiple of 4096"),
+        (summed(part_bytes="65536"), r"Expected `int`, got `str` - at `\$\.files\[0\]\.checksums\.part_bytes`"),
+        (summed(part_bytes=131072), r"2 checksums; 65537 bytes have 1 parts of 131072 - at `\$\.files\[0\]\.checksums\.parts`"),
+        (summed(parts=[]), r"0 checksums; 65537 bytes have 2 parts"),
+        (summed(parts=["0123456789abcdef", "short"]), r"at `\$\.files\[0\]\.checksums\.parts\[1\]`"),
+        (summed(parts=["0123456789abcdef", 7]), r"at `\$\.files\[0\]\.checksums\.parts\[1\]`"),
+        ({"files": [{"path": "a", "checksums": {}}]}, r"missing required field `algorithm` - at `\$\.files\[0\]\.checksums`"),
+        ({"tenant": ""}, r"at `\$\.tenant`"),
+        ({"tenant": "a" * 64}, r"at `\$\.tenant`"),
+        ({"tenant": "a/b"}, r"at `\$\.tenant`"),
+        ({"tenant": "a\n"}, r"at `\$\.tenant`"),
         ({"parameters": [1]}, r"Expected `object` - at `\$\.parameters`"),
         ({"max_batch_size": -1}, r"at `\$\.max_batch_size`"),
         ({"max_batch_size": 4, "batching": {"max_batch_size": 8}}, r"max_batch_size is 4, but 8 - at `\$\.batching"),

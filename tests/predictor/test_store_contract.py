@@ -7,13 +7,18 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import pairwise
 
 import boto3
 import pytest
 from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
+from predictor import checksums
 from predictor.errors import InvalidModel, ObjectChanged, StoreRefused
+from predictor.model import PartChecksums
+from predictor.tiers.scattered import Scattered
 from predictor.tiers.store import ModelStore
 from tests.fakes.memory import MemoryStore
 from tests.fakes.s3 import FakeS3
@@ -138,7 +143,7 @@ async def test_files_of_every_size_arrive_whole_and_where_they_belong(stand: Sta
     async with stand.store() as store:
         first, second = (await store.listing(f"size/{size_bytes}/")).objects
         with memoryview(memory) as whole, whole[10 : 10 + size_bytes] as a, whole[20 + size_bytes : 20 + 2 * size_bytes] as b:
-            await store.fetch([(as_file(first), a), (as_file(second), b)], background=now)
+            await store.fetch([(as_file(first), Scattered([a])), (as_file(second), Scattered([b]))], background=now)
     gap = b"\xee" * 10
     assert memory == gap + data + gap + data[::-1] + gap
 
@@ -151,7 +156,53 @@ async def test_what_was_overwritten_since_its_listing_is_not_read(stand: Stand) 
         with pytest.raises(ObjectChanged):
             await store.read(old.key, old.etag, limit_bytes=100)
         with pytest.raises(ObjectChanged, match="changed/a"):
-            await store.fetch([(as_file(old), memoryview(bytearray(4)))], background=now)
+            await store.fetch([(as_file(old), Scattered([memoryview(bytearray(4))]))], background=now)
+
+
+async def test_memory_that_lies_apart_is_filled_in_order(stand: Stand) -> None:
+    data = bytes(index * 17 % 253 for index in range(3 * PART_BYTES + 5))
+    stand.put("apart/a", data)
+    memory = bytearray(len(data))
+    whole = memoryview(memory)
+    cuts = [0, 1, PART_BYTES - 1, PART_BYTES + 1, 3 * PART_BYTES, len(data)]
+    async with stand.store() as store:
+        (entry,) = (await store.listing("apart/")).objects
+        pieces = Scattered([whole[begin:end] for begin, end in pairwise(cuts)])
+        await store.fetch([(as_file(entry), pieces)], background=now)
+    assert memory == data
+
+
+async def test_what_the_manifest_says_of_the_contents_is_verified(stand: Stand) -> None:
+    data = bytes(index * 13 % 241 for index in range(2 * PART_BYTES + 9))
+    stand.put("proof/a", data)
+    memory = Scattered([memoryview(bytearray(len(data)))])
+    sums = PartChecksums("xxh3_64", PART_BYTES, tuple(checksums.entry("a", data, part_bytes=PART_BYTES)["checksums"]["parts"]))
+    sha256 = hashlib.sha256(data).hexdigest()
+    async with stand.store() as store:
+        (entry,) = (await store.listing("proof/")).objects
+        file = as_file(entry)
+        for said in (replace(file, checksums=sums), replace(file, sha256=sha256.upper())):
+            await store.fetch([(said, memory)], background=now)
+        other = replace(sums, parts=(*sums.parts[:2], "0" * 16))
+        for said in (replace(file, checksums=other, sha256=sha256), replace(file, sha256="0" * 64)):
+            with pytest.raises(InvalidModel, match=r"/proof/a.* hearth\.json says 0000.*: publish the version again"):
+                await store.fetch([(said, memory)], background=now)
+
+
+async def test_files_are_confirmed_until_one_changes_or_goes(stand: Stand) -> None:
+    for name in ("a", "b", "b2"):
+        stand.put(f"confirm/{name}", b"old!")
+    async with stand.store() as store:
+        first, second, _ = (as_file(entry) for entry in (await store.listing("confirm/")).objects)
+        await store.confirm([])
+        await store.confirm([second])
+        await store.confirm([first, second])
+        with pytest.raises(ObjectChanged, match="confirm/gone"):
+            await store.confirm([first, replace(second, key="confirm/gone")])
+        stand.put("confirm/b", b"new!")
+        await store.confirm([first])
+        with pytest.raises(ObjectChanged, match="confirm/b"):
+            await store.confirm([first, second])
 
 
 async def test_what_was_never_there_is_not_read(stand: Stand) -> None:
@@ -160,7 +211,7 @@ async def test_what_was_never_there_is_not_read(stand: Stand) -> None:
         (entry,) = (await store.listing("gone/")).objects
         missing = entry._replace(key="gone/b")
         with pytest.raises(ObjectChanged):
-            await store.fetch([(as_file(missing), memoryview(bytearray(4)))], background=now)
+            await store.fetch([(as_file(missing), Scattered([memoryview(bytearray(4))]))], background=now)
 
 
 async def test_a_small_object_longer_than_its_limit_is_refused(stand: Stand) -> None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from predictor.errors import HearthError, ObjectChanged, StoreRefused, StoreUnavailable
+from predictor.tiers.scattered import Scattered
 from predictor.tiers.store import S3Store
 from tests.fakes.s3 import FakeS3
 from tests.fakes.s3_server import Fault
@@ -53,7 +54,7 @@ async def fetched(store: S3Store, key: str = KEY) -> bytes:
     """List and fetch one object."""
     (entry,) = (await store.listing(key)).objects
     with region(entry.size_bytes) as view:
-        await store.fetch([(as_file(entry), view)], background=lambda: False)
+        await store.fetch([(as_file(entry), Scattered([view]))], background=lambda: False)
         return bytes(view)
 
 
@@ -91,6 +92,38 @@ async def test_a_passing_fault_is_survived(s3: FakeS3, name: str) -> None:
         begin_s = time.monotonic()
         assert await fetched(store) == DATA
         assert time.monotonic() - begin_s < 5
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_a_storm_of_errors_is_sat_out_within_the_retries_of_each_part(s3: FakeS3, status: int) -> None:
+    s3.fail(status=status, times=12, operation="get")
+    async with opened(s3.environment(), fetch_retries=12) as store:
+        assert await fetched(store) == DATA
+    assert s3.gets(BUCKET, KEY) == 12 + 6
+
+
+async def test_many_kinds_of_faults_at_once_are_survived(s3: FakeS3) -> None:
+    for name in ("a reset", "a short read", "503", "another range than asked", "a stall", "a Content-Length that is too long"):
+        s3.fault(Fault(**vars(SURVIVED[name]) | {"times": 1}))
+    async with opened(s3.environment(), fetch_timeout_s=SILENT_S, fetch_retries=6) as store:
+        assert await fetched(store) == DATA
+
+
+@pytest.mark.parametrize(
+    "name", ["a\r\nHost: evil", "a b?list-type=2#x", "..", "%2e%2e%2f", "a\tb", "-", "\u202emodel", "x" * 900]
+)
+async def test_a_key_is_data_whatever_it_looks_like(s3: FakeS3, name: str) -> None:
+    key = f"models/hostile/{name}"
+    s3.put(BUCKET, key, DATA)
+    async with opened(s3.environment()) as store:
+        (entry,) = (await store.listing("models/hostile/")).objects
+        assert entry.key == key
+        with region(SIZE) as view:
+            await store.fetch([(as_file(entry), Scattered([view]))], background=lambda: False)
+            assert bytes(view) == DATA
+        await store.confirm([as_file(entry)])
+    assert {received.headers["Host"] for received in s3.received} == {s3.endpoint.removeprefix("http://")}
+    assert s3.gets(BUCKET, key) == 6
 
 
 LASTING = [name for name in SURVIVED if name not in {"a slow first byte", "no range at all"}]
@@ -183,7 +216,9 @@ async def test_one_part_that_fails_ends_the_others_at_once(s3: FakeS3) -> None:
         first, second = (await store.listing("models/m/1/")).objects
         begin_s = time.monotonic()
         with region(SIZE) as view, region(SIZE) as other, pytest.raises(StoreRefused):
-            await store.fetch([(as_file(first), view), (as_file(second), other)], background=lambda: False)
+            await store.fetch(
+                [(as_file(first), Scattered([view])), (as_file(second), Scattered([other]))], background=lambda: False
+            )
         assert time.monotonic() - begin_s < 2
 
 
@@ -193,7 +228,7 @@ async def test_after_a_cancelled_fetch_nobody_writes_any_more(s3: FakeS3, cancel
     async with opened(s3.environment(), fetch_timeout_s=30.0) as store:
         (entry,) = (await store.listing(KEY)).objects
         with region(SIZE) as view:
-            fetch = asyncio.create_task(store.fetch([(as_file(entry), view)], background=lambda: False))
+            fetch = asyncio.create_task(store.fetch([(as_file(entry), Scattered([view]))], background=lambda: False))
             await until(lambda: s3.gets(BUCKET, KEY) == 4)
             begin_s = time.monotonic()
             for _ in range(cancellations):
@@ -215,7 +250,7 @@ async def test_closing_the_store_ends_what_runs(s3: FakeS3) -> None:
         s3.fault(Fault(None, "list", delay_s=20))
         listing = asyncio.create_task(store.listing("models/"))
         with region(SIZE) as view:
-            fetch = asyncio.create_task(store.fetch([(as_file(entry), view)], background=lambda: False))
+            fetch = asyncio.create_task(store.fetch([(as_file(entry), Scattered([view]))], background=lambda: False))
             await until(lambda: s3.gets(BUCKET, KEY) == 4)
             begin_s = time.monotonic()
             await store.close()
@@ -307,7 +342,7 @@ async def test_listings_do_not_queue_behind_parts(s3: FakeS3) -> None:
     async with opened(s3.environment(), fetch_timeout_s=30.0, fetch_concurrency=2) as store:
         (entry,) = (await store.listing(KEY)).objects
         with region(SIZE) as view:
-            fetch = asyncio.create_task(store.fetch([(as_file(entry), view)], background=lambda: False))
+            fetch = asyncio.create_task(store.fetch([(as_file(entry), Scattered([view]))], background=lambda: False))
             await until(lambda: s3.gets(BUCKET, KEY) == 2)
             async with asyncio.timeout(2):
                 await store.listing(KEY)

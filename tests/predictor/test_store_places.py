@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import ssl
 import subprocess
 import sys
+import threading
+from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -22,8 +27,9 @@ from cryptography.x509.oid import NameOID
 from predictor.errors import StoreRefused, StoreUnavailable
 from predictor.tiers import s3_credentials, s3_endpoint
 from predictor.tiers.s3_credentials import Chain
+from predictor.tiers.scattered import Scattered
 from tests.fakes.s3 import FakeS3
-from tests.fakes.s3_server import Fault
+from tests.fakes.s3_server import VIRTUAL_HOST, Fault
 from tests.fakes.stores import BUCKET, as_file, aws_free, opened
 
 KEY = "models/m/1/model.onnx"
@@ -151,12 +157,21 @@ async def test_over_tls_the_bundle_named_is_trusted_and_nothing_else(tmp_path: P
     context, trusted = _certificate(tmp_path)
     with FakeS3(tls=context) as s3:
         s3.put(BUCKET, KEY, DATA)
+        for word, verified in (("0", False), ("false", False), ("1", True), ("", True)):
+            async with opened(s3.environment() | {"S3_VERIFY_SSL": word}) as store:
+                if verified:
+                    with pytest.raises(StoreRefused, match=r"not trusted.*AWS_CA_BUNDLE"):
+                        await store.listing("models/")
+                else:
+                    assert len((await store.listing("models/")).objects) == 1
+    with FakeS3(tls=context) as s3:
+        s3.put(BUCKET, KEY, DATA)
         async with opened(s3.environment() | {"AWS_CA_BUNDLE": str(trusted)}, fetch_timeout_s=0.5) as store:
             (entry,) = (await store.listing(KEY)).objects
             for then, after_bytes in (("", 0), ("close", 999), ("stall", 9_999)):
                 s3.fault(Fault(1, "get", then=then, after_bytes=after_bytes))
                 memory = bytearray(len(DATA))
-                await store.fetch([(as_file(entry), memoryview(memory))], background=lambda: False)
+                await store.fetch([(as_file(entry), Scattered([memoryview(memory)]))], background=lambda: False)
                 assert memory == DATA
         async with opened(s3.environment()) as store:
             with pytest.raises(StoreRefused, match=r"not trusted.*AWS_CA_BUNDLE"):
@@ -164,6 +179,84 @@ async def test_over_tls_the_bundle_named_is_trusted_and_nothing_else(tmp_path: P
         async with opened(s3.environment() | {"AWS_CA_BUNDLE": str(tmp_path / "nowhere")}) as store:
             with pytest.raises(StoreRefused, match="AWS_CA_BUNDLE"):
                 await store.listing("models/")
+
+
+class Tunnels:
+    """A proxy that joins connections as CONNECT asks it to, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.heads: list[bytes] = []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                inside, _ = self._server.accept()
+                self._open.append(inside)
+                head = b""
+                while b"\r\n\r\n" not in head:
+                    head += inside.recv(4096)
+                self.heads.append(head)
+                host, _, port = head.split()[1].decode().partition(":")
+                outside = socket.create_connection((host, int(port)))
+                self._open.append(outside)
+                inside.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                for one, other in ((inside, outside), (outside, inside)):
+                    threading.Thread(target=self._carry, args=(one, other), daemon=True).start()
+
+    def _carry(self, one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while chunk := one.recv(1 << 16):
+                other.sendall(chunk)
+            other.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        for connection in (self._server, *self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+
+async def test_an_https_endpoint_is_asked_through_the_proxy_unless_it_is_excepted(tmp_path: Path) -> None:
+    context, trusted = _certificate(tmp_path)
+    tunnels = Tunnels()
+    with FakeS3(tls=context) as s3:
+        s3.put(BUCKET, KEY, DATA)
+        environment = s3.environment() | {
+            "AWS_CA_BUNDLE": str(trusted),
+            "HTTPS_PROXY": f"http://us%40er:hidden@{tunnels.address}",
+        }
+        async with opened(environment) as store:
+            (entry,) = (await store.listing(KEY)).objects
+            memory = bytearray(len(DATA))
+            await store.fetch([(as_file(entry), Scattered([memoryview(memory)]))], background=lambda: False)
+        assert memory == DATA
+        asked = len(tunnels.heads)
+        assert asked == s3.connections
+        assert tunnels.heads[0].startswith(f"CONNECT 127.0.0.1:{s3.port} ".encode())
+        assert b64encode(b"us@er:hidden") in tunnels.heads[0]
+        async with opened(environment | {"NO_PROXY": "localhost,127.0.0.1"}) as store:
+            await store.listing(KEY)
+        assert len(tunnels.heads) == asked
+    tunnels.close()
+
+
+@pytest.mark.parametrize("url", ["https://proxy:1", "http://", "http://us:hidden@proxy:port"])
+def test_a_proxy_that_makes_no_sense_is_refused_without_what_may_be_secret(url: str) -> None:
+    endpoint = s3_endpoint.of_aws("bucket", "eu-west-1")
+    with pytest.raises(StoreRefused, match="HTTPS_PROXY must be") as raised:
+        s3_endpoint.proxy_to(endpoint, {"https_proxy": url})
+    assert "hidden" not in str(raised.value)
+    assert s3_endpoint.proxy_to(endpoint, {"https_proxy": url, "no_proxy": ".amazonaws.com"}) is None
+    assert s3_endpoint.proxy_to(endpoint._replace(secure=False), {"https_proxy": url}) is None
+
+
+def test_a_proxy_may_be_named_without_a_scheme() -> None:
+    proxy = s3_endpoint.proxy_to(s3_endpoint.of_aws("bucket", "eu-west-1"), {"HTTPS_PROXY": "proxy:3128"})
+    assert proxy == ("proxy", 3128, {})
 
 
 @pytest.mark.parametrize(
@@ -191,7 +284,7 @@ def test_static_credentials_need_neither_botocore_nor_anything_else_to_ask_for_t
     code = (
         "import sys; from predictor.tiers.store import S3Store; from predictor.tiers import s3_credentials as c;"
         "assert c.from_environment({'AWS_ACCESS_KEY_ID': 'a', 'AWS_SECRET_ACCESS_KEY': 'b'}).credentials();"
-        "print({'boto3', 'botocore', 'pydantic', 'msgspec', 'numpy', 'uvloop'} & set(sys.modules))"
+        "print({'boto3', 'botocore', 'pydantic', 'msgspec', 'numpy', 'uvloop', 'xxhash'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
@@ -241,6 +334,49 @@ async def test_credentials_that_expire_are_renewed_between_requests(s3: FakeS3, 
     )
     assert first.startswith("KEY")
     assert first != second
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId"])
+async def test_credentials_replaced_in_the_middle_of_a_transfer_are_found(
+    s3: FakeS3, aws: dict[str, str], tmp_path: Path, code: str
+) -> None:
+    """By whoever writes the credentials file, while the old ones are refused from one request to the next."""
+
+    def replaced(number: int) -> None:
+        (tmp_path / "new").write_text(f"[default]\naws_access_key_id = KEY{number}\naws_secret_access_key = hidden\n")
+        (tmp_path / "new").rename(tmp_path / "credentials")
+        s3.fault(Fault(None, status=403, code=code, asker=f"KEY{number - 1}"))
+
+    replaced(1)
+    async with opened({**aws, "AWS_ENDPOINT_URL": s3.endpoint}, fetch_retries=1) as store:
+        (entry,) = (await store.listing(KEY)).objects
+        s3.fault(Fault(1, "get", before=partial(replaced, 2)))
+        memory = bytearray(len(DATA))
+        await store.fetch([(as_file(entry), Scattered([memoryview(memory)]))], background=lambda: False)
+        assert memory == DATA
+        await store.listing(KEY)
+        assert "Credential=KEY2/" in s3.received[-1].headers["Authorization"]
+        s3.fault(Fault(None, status=403, code=code, asker="KEY2"))
+        with pytest.raises(StoreRefused, match="have expired"):
+            await store.fetch([(as_file(entry), Scattered([memoryview(memory)]))], background=lambda: False)
+
+
+async def test_a_bucket_in_the_host_name_is_asked_there(s3: FakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest, **named: resolve("127.0.0.1", *rest, **named))
+    environment = {"AWS_ENDPOINT_URL": f"http://{VIRTUAL_HOST[1:]}:{s3.port}", "S3_USER_VIRTUAL_BUCKET": "True"}
+    async with opened({**s3.environment(), **environment}) as store:
+        (entry,) = (await store.listing("models/")).objects
+        memory = bytearray(len(DATA))
+        await store.fetch([(as_file(entry), Scattered([memoryview(memory)]))], background=lambda: False)
+    assert memory == DATA
+    assert s3.received[0].headers["Host"] == f"{BUCKET}{VIRTUAL_HOST}:{s3.port}"
+    assert [entry.target.partition("?")[0] for entry in s3.received[:2]] == ["/", f"/{KEY}"]
+
+
+def test_a_bucket_that_makes_no_host_name_cannot_be_asked_there() -> None:
+    with pytest.raises(StoreRefused, match="S3_USER_VIRTUAL_BUCKET"):
+        s3_endpoint.from_environment("with.dots", {"AWS_ENDPOINT_URL": "http://s3", "S3_USER_VIRTUAL_BUCKET": "true"})
 
 
 async def test_no_credentials_at_all_are_told_with_what_to_set(s3: FakeS3, aws: dict[str, str]) -> None:

@@ -9,10 +9,11 @@ import pytest
 
 from predictor.errors import StoreUnavailable
 from predictor.model import FileSpec
+from predictor.tiers.s3_arriving import Arriving, Part, parts
 from predictor.tiers.s3_http import Halt
-from predictor.tiers.s3_objects import Part, parts
 from predictor.tiers.s3_requests import Stopped
-from predictor.tiers.s3_transfers import POLL_S, Transfers
+from predictor.tiers.s3_transfers import POLL_S, Overdue, Transfers
+from predictor.tiers.scattered import Scattered
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.looptime]
 
@@ -30,8 +31,8 @@ def later() -> bool:
 class Lanes:
     """Transfers whose parts take a second each and end early only when told to stop, a tenth of a second later."""
 
-    def __init__(self, count: int) -> None:
-        self.transfers = Transfers(count, self._submit)
+    def __init__(self, count: int, deadline_s: float = 1000.0) -> None:
+        self.transfers = Transfers(count, self._submit, deadline_s)
         self.begun: list[str] = []
         self.begun_s: list[float] = []
         self.running = 0
@@ -40,7 +41,8 @@ class Lanes:
 
     def model(self, name: str, count: int) -> list[Part]:
         """As many parts of a file called so."""
-        return list(parts([(FileSpec(name, name, "etag", count), memoryview(bytearray(count)))], 1))
+        memory = Scattered([memoryview(bytearray(count))])
+        return list(parts([Arriving(FileSpec(name, name, "etag", count), memory, "bucket")], 1))
 
     def start(self, waiting: Sequence[Part], background: object = now) -> asyncio.Task[None]:
         assert callable(background)
@@ -50,15 +52,15 @@ class Lanes:
         return asyncio.ensure_future(self._run(part, halt))
 
     async def _run(self, part: Part, halt: Halt) -> None:
-        self.begun.append(part.file.key)
+        self.begun.append(part.file.spec.key)
         self.begun_s.append(asyncio.get_running_loop().time())
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         loop = asyncio.get_running_loop()
         end_s = loop.time() + PART_S
         try:
-            if part.file.key in self.fails:
-                raise StoreUnavailable(f"{part.file.key} is broken")
+            if part.file.spec.key in self.fails:
+                raise StoreUnavailable(f"{part.file.spec.key} is broken")
             while loop.time() < end_s:
                 await asyncio.sleep(0.1)
                 if halt.stopped:
@@ -182,3 +184,23 @@ async def test_stopping_everything_ends_every_transfer_with_an_error() -> None:
         with pytest.raises(Stopped):
             await transfer
     assert lanes.running == 0
+
+
+async def test_a_transfer_that_takes_longer_than_it_may_is_ended() -> None:
+    lanes = Lanes(1, deadline_s=2.5)
+    with pytest.raises(Overdue) as raised:
+        await lanes.start(lanes.model("a", 10))
+    assert raised.value.spent_s == 2.5
+    assert elapsed_s() < 2.7
+    assert (lanes.running, len(lanes.begun)) == (0, 3)
+    await lanes.start(lanes.model("b", 2))
+
+
+async def test_while_a_transfer_is_held_back_its_time_stands_still() -> None:
+    lanes = Lanes(1, deadline_s=4.5)
+    held_back = lanes.start(lanes.model("preload", 4), later)
+    await asyncio.sleep(0.5)
+    for _ in range(3):
+        await lanes.start(lanes.model("wanted", 4))
+    await held_back
+    assert elapsed_s() == pytest.approx(16 * PART_S)

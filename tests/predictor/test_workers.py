@@ -16,15 +16,49 @@ from hypothesis import strategies as st
 
 from predictor.errors import LoadFailed, ModelFailed, SchemaMismatch, WorkerDied, WorkerRestarting
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
-from predictor.tiers.ram import Arena
+from predictor.tiers.slabs import Arena, SlabPool
 from predictor.wire import FRAME, Frames, Hello, Run, Tensor, Unload, encode_head, to_worker_decoder
 from predictor.workers.spawn import cpu_quota
 from predictor.workers.worker import Answer, Worker
+from tests.fakes.arenas import fragment, write
 from tests.fakes.zoo import affine_onnx, affine_pytorch
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 X = (1.0, 2.0, 3.0, 4.0)
+
+HANG_UP = b"""
+        import os, socket
+        for number in os.listdir("/proc/self/fd"):
+            try:
+                socket.socket(fileno=os.dup(int(number))).shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        time.sleep(1000)
+""".strip()
+
+BREAK_IN = b"""
+        import mmap, os
+        own = [f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd")]
+        path = next(path for path in own if os.path.exists(path) and "hearth:weights" in os.readlink(path))
+        numbers = [int(path.rpartition("/")[2]), os.open(path, os.O_RDWR)]
+        for number in numbers:
+            for attempt in (
+                lambda: os.write(number, b"x"),
+                lambda: os.ftruncate(number, 0),
+                lambda: os.posix_fallocate(number, 0, 1 << 30),
+                lambda: mmap.mmap(number, 4096),
+            ):
+                try:
+                    attempt()
+                except OSError:
+                    continue
+                raise AssertionError("broke in")
+""".strip()
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 class Bench:
@@ -35,10 +69,12 @@ class Bench:
         self.deaths: list[str] = []
         self.lost = 0
         self.arenas: list[Arena] = []
+        self.pool = SlabPool(64 << 20)
         self.worker = Worker(
             device=0,
             kind="cpu",
             threads=1,
+            pool=self.pool,
             build_timeout_s=60.0,
             execute_timeout_s=3.0,
             on_ready=self.hellos.append,
@@ -59,12 +95,16 @@ class Bench:
         listed = tuple(FileSpec(path, path, "etag", len(data)) for path, data in files.items())
         parameters = f'{{"width": 4, "sleep_s": {sleep_s}}}'
         spec = ModelSpec(ModelRef("default", name, 1), format_, "bucket", listed, parameters_json=parameters)
-        arena = Arena(name, spec.arena_bytes)
+        arena = self.pool.take(spec.arena_bytes)
         self.arenas.append(arena)
         for placed in spec.layout():
-            with arena.view(placed.offset_bytes, placed.size_bytes) as view:
-                view[:] = files[placed.path]
+            write(arena, placed.offset_bytes, files[placed.path])
         return spec, arena
+
+    def close(self) -> None:
+        for arena in self.arenas:
+            arena.close()
+        self.pool.close()
 
     def ask(self, ref: ModelRef, *values: float, name: str = "x", wanted: tuple[str, ...] = ()) -> asyncio.Future[Answer]:
         data = struct.pack(f"<{len(values)}f", *values)
@@ -83,8 +123,8 @@ class Bench:
                 await asyncio.sleep(0.01)
 
     def mapped(self) -> int:
-        """Arenas that the worker maps."""
-        return sum("memfd:hearth:" in line and "running" not in line for line in _maps(self.pid))
+        """Pieces of the pool that the worker maps."""
+        return sum("memfd:hearth:weights" in line for line in _maps(self.pid))
 
 
 def _maps(pid: int) -> list[str]:
@@ -97,8 +137,7 @@ async def bench() -> AsyncIterator[Bench]:
     await bench.worker.start()
     yield bench
     await bench.worker.stop(5.0)
-    for arena in bench.arenas:
-        arena.close()
+    bench.close()
 
 
 def values(answer: Answer) -> list[float]:
@@ -129,9 +168,13 @@ async def test_a_body_of_many_megabytes_goes_there_and_back(bench: Bench) -> Non
 async def test_a_copy_outlives_its_arena_and_a_view_maps_it(bench: Bench) -> None:
     before = bench.mapped()
     copied = await bench.load("copied", affine_pytorch(scale=2.0), copy=True)
+    onnx = await bench.load("onnx", affine_onnx(scale=3.0) | {"model.onnx.data": bytes(1 << 16)})
     assert bench.mapped() == before
-    bench.arenas.pop().close()
+    for arena in bench.arenas[-2:]:
+        arena.close()
+    write(bench.prepare("heir", {"model.onnx": bytes(1 << 20)})[1], 0, b"\xff" * (1 << 20))
     assert values(await bench.ask(copied, *X)) == [3.0, 5.0, 7.0, 9.0]
+    assert values(await bench.ask(onnx, *X)) == [4.0, 7.0, 10.0, 13.0]
     viewed = await bench.load("viewed", affine_pytorch(scale=2.0))
     assert bench.mapped() == before + 1
     await bench.worker.unload(viewed)
@@ -207,7 +250,68 @@ async def test_a_worker_ends_with_its_socket_and_hears_no_sigterm(bench: Bench) 
     assert not Path(f"/proc/{other.pid}").exists()
     assert b"AWS_" not in environment
     assert b"OMP_NUM_THREADS=1" in environment
-    other.arenas.pop().close()
+    other.close()
+
+
+async def test_a_model_in_a_hundred_pieces_computes_as_one_and_leaves_no_mapping_behind(bench: Bench) -> None:
+    before = bench.mapped()
+    rest = fragment(bench.pool)
+    source = affine_pytorch(scale=2.0) | {"padding": os.urandom(100 * 4096)}
+    onnx = affine_onnx(scale=3.0) | {"padding": os.urandom(100 * 4096)}
+    viewed, copied = await bench.load("viewed", source), await bench.load("copied", onnx, copy=True)
+    assert all(len(arena.extents) > 100 for arena in bench.arenas[-2:])
+    assert bench.mapped() == before + len(bench.arenas[-2].extents)
+    assert values(await bench.ask(viewed, *X)) == [3.0, 5.0, 7.0, 9.0]
+    assert values(await bench.ask(copied, *X)) == [4.0, 7.0, 10.0, 13.0]
+    await asyncio.gather(bench.worker.unload(viewed), bench.worker.unload(copied))
+    assert bench.mapped() == before
+    for arena in rest:
+        arena.close()
+
+
+async def test_a_load_that_fails_maps_nothing_when_its_answer_is_here(bench: Bench) -> None:
+    files = affine_pytorch(scale=1.0)
+    keeps = b"import torch\nclass M(torch.nn.Module):\n  pass\ndef build(config):\n  m = M(); m.me = [m]; return m\n"
+    before = bench.mapped()
+    for code in (b"1 / 0", keeps):
+        spec, arena = bench.prepare("broken", {**files, "model.py": code})
+        with pytest.raises(LoadFailed):
+            await bench.worker.load(spec, arena, copy=False)
+        assert bench.mapped() == before
+
+
+async def test_a_worker_that_hangs_up_and_computes_on_is_dead_before_its_models_count_as_unloaded(bench: Bench) -> None:
+    """Its arena goes to another model then: what still computed on it would compute with that model's weights."""
+    files = affine_pytorch(scale=1.0)
+    code = files["model.py"].replace(b"time.sleep(self.sleep_s)", HANG_UP)
+    ref = await bench.load("deaf", {**files, "model.py": code})
+    idle = await bench.load("idle", affine_onnx(scale=1.0))
+    pid, link = bench.pid, bench.worker._link
+    assert link is not None
+    asked = bench.ask(ref, *X)
+    await link.closed
+    assert alive(pid)
+    await asyncio.gather(bench.worker.unload(ref), bench.worker.unload(idle))
+    assert not alive(pid)
+    with pytest.raises(WorkerDied):
+        await asked
+
+
+async def test_a_build_that_takes_too_long_fails_when_its_worker_is_dead(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, arena = bench.prepare("endless", {**affine_pytorch(scale=1.0), "model.py": b"import time; time.sleep(1000)"})
+    await bench.load("up", affine_onnx(scale=1.0))
+    pid = bench.pid
+    monkeypatch.setattr(bench.worker, "_build_timeout_s", 0.2)
+    with pytest.raises(LoadFailed, match="HEARTH_BUILD_TIMEOUT_S"):
+        await bench.worker.load(spec, arena, copy=False)
+    assert not alive(pid)
+
+
+async def test_model_code_cannot_write_into_the_pool_by_any_road(bench: Bench) -> None:
+    files = affine_pytorch(scale=1.0)
+    code = files["model.py"].replace(b"time.sleep(self.sleep_s)", BREAK_IN)
+    ref = await bench.load("burglar", {**files, "model.py": code})
+    assert values(await bench.ask(ref, *X)) == [2.0, 3.0, 4.0, 5.0]
 
 
 # ---- the pure parts

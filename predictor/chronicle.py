@@ -1,0 +1,122 @@
+"""What is remembered of models beyond their residency: schema, failures, and what happened to them and why.
+
+Bounded in models and in events per model. What stays out: what to make of it (why.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from predictor import why
+from predictor.errors import HearthError, LoadFailed, Unavailable
+from predictor.lease import History, Schema
+from predictor.model import ModelRef
+from predictor.policy.churn import Alarm
+from predictor.policy.residency import DISK, Cause, Place
+from predictor.report import Event
+from predictor.tiers.disk_files import DiskFault
+from predictor.wire import Loaded
+
+log = logging.getLogger(__name__)
+
+REMEMBERED_MODELS: Final = 100_000
+"""Models whose schema, last failure and load time are kept while they are not resident."""
+
+
+@dataclass(slots=True)
+class Chronicle:
+    """Histories by model.
+
+    wall_clock  seconds since the epoch, for what people read
+    residents   models that have a copy somewhere; their histories are not forgotten
+    """
+
+    wall_clock: Callable[[], float]
+    residents: Callable[[], Collection[ModelRef]]
+    _histories: dict[ModelRef, History] = field(default_factory=dict)
+    _churning: set[Place] = field(default_factory=set)
+
+    def get(self, ref: ModelRef) -> History | None:
+        """What is remembered of a model; None: nothing is."""
+        return self._histories.get(ref)
+
+    def touch(self, ref: ModelRef) -> History:
+        """The model's history, made if need be, as the most recent one."""
+        history = self._histories.pop(ref, None) or History()
+        if len(self._histories) >= REMEMBERED_MODELS:
+            resident = frozenset(self.residents())
+            del self._histories[next(known for known in self._histories if known not in resident)]
+        self._histories[ref] = history
+        return history
+
+    def loaded(self, ref: ModelRef, loaded: Loaded, load_s: float) -> None:
+        """A worker built it, ``load_s`` after it was asked for."""
+        history = self.touch(ref)
+        history.schema = Schema.of(loaded)
+        history.loads += 1
+        history.load_s = load_s
+        history.failure = None
+        history.unloaded = False
+
+    def note(self, ref: ModelRef, what: str, place: Place, *, seconds: float = 0.0, cause: str = "") -> None:
+        """Something happened to one copy."""
+        event = Event(self.wall_clock(), what, str(place), ref.version, seconds=seconds, cause=cause)
+        self.touch(ref).events.append(event)
+
+    def failed(self, ref: ModelRef, place: Place, error: BaseException) -> HearthError:
+        """A transfer failed or was stopped. Returns what whoever waited for it is told."""
+        if isinstance(error, asyncio.CancelledError):
+            known: HearthError = Unavailable(f"the load of model {ref} was stopped", retry_after_s=1.0)
+            self.note(ref, "stopped", place, cause=known.message)
+            return known
+        if isinstance(error, HearthError):
+            known = error
+            log.warning("model %s could not be loaded into %s: %s: %s", ref, place, type(error).__name__, error)
+        elif isinstance(error, DiskFault):  # the disk says once what is wrong with it
+            known = Unavailable(str(error))
+        else:
+            known = LoadFailed(f"model {ref} could not be loaded into {place}: {type(error).__name__}: {error}")
+            log.error("model %s could not be loaded into %s", ref, place, exc_info=error)
+        self.note(ref, "failed", place, cause=known.message)
+        if place != DISK:
+            self.touch(ref).failure = known
+        return known
+
+    def note_drop(self, ref: ModelRef, place: Place, cause: Cause) -> None:
+        """Both sides remember: who was dropped, and who needed the room."""
+        newcomer = str(cause.newcomer or "")
+        event = Event(
+            self.wall_clock(),
+            "dropped",
+            str(place),
+            ref.version,
+            cause=cause.kind,
+            other=newcomer,
+            value=cause.value,
+            rate_per_s=cause.rate_per_s,
+            other_rate_per_s=cause.newcomer_rate_per_s,
+        )
+        self.touch(ref).events.append(event)
+        if cause.newcomer is not None and cause.newcomer != ref:
+            mirrored = msgspec.structs.replace(event, what="pushed out", version=cause.newcomer.version, other=str(ref))
+            self.touch(cause.newcomer).events.append(mirrored)
+
+    def note_churn(self, place: Place, alarm: Alarm | None) -> None:
+        """Log when models begin to push each other out in circles, and when they stop."""
+        if alarm is not None and place not in self._churning:
+            self._churning.add(place)
+            log.warning("%s", why.churning(alarm))
+        elif alarm is None and place in self._churning:
+            self._churning.remove(place)
+            log.info("%s: models no longer push each other out in circles", place)
+
+    def why(self, name: str) -> tuple[Event, ...]:
+        """What happened to every version of ``name``, oldest first."""
+        events = [event for ref, history in self._histories.items() if ref.name == name for event in history.events]
+        return tuple(sorted(events, key=lambda event: event.at_s))

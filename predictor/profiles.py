@@ -73,11 +73,16 @@ class Profiles:
             files = sorted(self._folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
             for file in files[:-MAX_FILES]:
                 file.unlink()
-            for file in files[-MAX_FILES:]:
-                document = msgspec.json.decode(file.read_bytes(), type=_Document)
-                self._stored[file.stem] = Profile(document.held_bytes, document.peaks, source="stored")
-        except (OSError, msgspec.MsgspecError) as error:
+        except OSError as error:
             log.warning("profiles in %s cannot be read, models are measured anew: %s", self._folder, error)
+            return
+        for file in files[-MAX_FILES:]:
+            try:
+                document = msgspec.json.decode(file.read_bytes(), type=_Document)
+            except (OSError, msgspec.MsgspecError) as error:
+                log.warning("%s cannot be read, its model is measured anew: %s", file, error)
+            else:
+                self._stored[file.stem] = Profile(document.held_bytes, document.peaks, source="stored")
 
     def of(self, spec: ModelSpec) -> Profile:
         """What is known of a model; assumptions where nothing is."""
@@ -133,7 +138,8 @@ class Profiles:
 
     def _learned(self, ref: ModelRef, before: Profile, after: Profile) -> None:
         self._keep(ref, after)
-        if self._folder is None or (before.held_bytes, before.peaks) == (after.held_bytes, after.peaks):
+        known = before.source != "assumed" and (before.held_bytes, before.peaks) == (after.held_bytes, after.peaks)
+        if self._folder is None or known:
             return
         file = self._folder / f"{self._key(ref)}.json"
         document = msgspec.json.encode(_Document(after.held_bytes, after.peaks, str(ref)))

@@ -34,7 +34,6 @@ from predictor.tiers.disk_files import DiskFault
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.001  # the loop's timers count whole milliseconds: one that rang early would ring again
-
 SETTLE_S: Final = 5.0
 """How long a build that ran out of memory waits for others to make room before it is tried once more."""
 
@@ -340,7 +339,7 @@ class Cache:
         self._chronicle.loaded(ref, loaded, self._journeys.built(ref, begin_s, end_s, loaded.build_s))
         self.loads += 1
         self._rebook(spec)
-        self._finished(ref, place, end_s - begin_s)
+        self._finished(ref, place, end_s - begin_s, cost_s=loaded.device_s + loaded.build_s)
         self._journeys.end(ref)
 
     async def _make_more_room(self, spec: ModelSpec, place: Place) -> bool:
@@ -365,12 +364,13 @@ class Cache:
         self._tidy(ref)
         self._gone.set()
 
-    def _finished(self, ref: ModelRef, place: Place, seconds: float) -> None:
+    def _finished(self, ref: ModelRef, place: Place, seconds: float, *, cost_s: float | None = None) -> None:
+        """``cost_s``: what it would take again, without the wait for a worker or for other builds; None: ``seconds``."""
         self._tasks.pop((ref, place), None)
         self._chronicle.note(ref, "loaded", place, seconds=seconds)
         self.telemetry.counter("hearth_loads_total", ref.name, place.tier.value, "ok").inc()
         self.telemetry.histogram("hearth_load_seconds", place.tier.value).observe(seconds)
-        self._carry_out(self.ledger.finished(ref, place, seconds, self.clock()))
+        self._carry_out(self.ledger.finished(ref, place, seconds if cost_s is None else cost_s, self.clock()))
         if place in self.ledger.churn:
             self._chronicle.note_churn(place, self.ledger.churn[place].alarm)
 

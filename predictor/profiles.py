@@ -101,15 +101,19 @@ class Profiles:
     def need(self, spec: ModelSpec, elements: int = 0) -> Footprint:
         """What the model takes in every place, with room for a request of so many input elements."""
         profile = self.of(spec)
-        return self._placement.footprint(spec, profile.held_bytes, profile.activation_bytes(spec.arena_bytes, elements))
+        activation_bytes = profile.activation_bytes(spec.arena_bytes, elements)
+        need = self._placement.footprint(spec, profile.held_bytes, activation_bytes)
+        # How much building takes is an estimate: it has others leave, and refuses nothing.
+        return replace(need, building_bytes=min(need.building_bytes, self._device_bytes - activation_bytes))
 
     def larger_need(self, spec: ModelSpec, device_bytes: int) -> Footprint | None:
         """Twice what a build was foreseen to need, at most all of a device; None: it had that already."""
         need = self.need(spec)
         most_bytes = device_bytes - need.activation_bytes
-        if need.device_bytes >= most_bytes:
+        booked_bytes = max(need.device_bytes, need.building_bytes)
+        if booked_bytes >= most_bytes:
             return None
-        return replace(need, device_bytes=min(max(2 * need.device_bytes, need.ram_bytes), most_bytes))
+        return replace(need, building_bytes=min(max(2 * booked_bytes, need.ram_bytes), most_bytes))
 
     def must_probe(self, spec: ModelSpec) -> bool:
         """Whether the next build should measure."""

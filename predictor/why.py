@@ -39,11 +39,12 @@ def too_large(ref: ModelRef, need: Footprint, profile: Profile, elements: int, *
     room  the place, the bytes that can be had there, and its budget
     """
     place, available_bytes, budget_bytes = room
-    need_bytes = need.size(place) + need.headroom(place)
+    need_bytes = need.size(place, filling=True) + need.headroom(place)
     of_which = ""
     if place.tier is Tier.DEVICE:
         request = f" a request of {elements} elements" if elements > profile.limit >= 0 else ""
-        of_which = f" ({need.device_bytes} to stay, {need.activation_bytes} to compute{request}, {profile.source})"
+        built = f", {need.building_bytes} to be built" if need.building_bytes > need.device_bytes else ""
+        of_which = f" ({need.device_bytes} to stay{built}, {need.activation_bytes} to compute{request}, {profile.source})"
     kept = f", {budget_bytes - available_bytes} of it kept by HEARTH_TENANT_FLOORS" if available_bytes < budget_bytes else ""
     return (
         f"model {ref} needs {need_bytes} bytes in {place}{of_which}, the budget there is {budget_bytes} bytes{kept}: "

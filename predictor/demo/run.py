@@ -36,9 +36,6 @@ DEVICE_MODELS: Final = 6
 RAM_MODELS: Final = 12
 """Budgets hold about this many of the 24 models: evictions in both tiers, returns from RAM and from S3 are all seen."""
 
-HELD_COPIES: Final = {"onnx": 3.0, "pytorch": 1.0}
-"""What a built model holds, in sizes of its file: ONNX Runtime keeps the file's weights, its own, and packed ones."""
-
 COMPUTING_BYTES: Final = 1 << 20
 """Room on the device for the largest computation: 200 to 300 kB measured."""
 
@@ -269,8 +266,6 @@ def _hearth() -> str:
 
 
 def _budgets(models: list[DemoModel]) -> Budgets:
-    """Room for about DEVICE_MODELS and RAM_MODELS of them, and at least for the largest."""
-    held = [int(HELD_COPIES[model.format] * model.size_bytes) for model in models]
-    device_bytes = max(DEVICE_MODELS * sum(held) // len(held), int(1.05 * max(held)))
-    ram_bytes = RAM_MODELS * sum(model.size_bytes for model in models) // len(models)
-    return Budgets(device_bytes=device_bytes + COMPUTING_BYTES, ram_bytes=ram_bytes)
+    """Room for about DEVICE_MODELS and RAM_MODELS of them."""
+    mean_bytes = sum(model.size_bytes for model in models) // len(models)
+    return Budgets(device_bytes=DEVICE_MODELS * mean_bytes + COMPUTING_BYTES, ram_bytes=RAM_MODELS * mean_bytes)

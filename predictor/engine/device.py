@@ -107,9 +107,13 @@ class CpuDevice:
         assert (ones @ ones).sum().item() == 512.0, "a product of ones is wrong"  # noqa: PLR2004 (8 · 8 · 8)
 
     def place(self, load: Load, mapped: Mapped) -> Files:
-        """Views of the shared arena, or with ``load.copy`` one allocation of our own for all files."""
-        arena = mapped.contiguous.clone() if load.copy else mapped.contiguous
-        return Files(host_files(load, arena), own_bytes=len(arena) if load.copy else 0)
+        """Views of the shared arena, or with ``load.copy`` one allocation of our own for all files.
+
+        ONNX Runtime copies what it needs by itself, and looks at the files never again.
+        """
+        copied = load.copy and load.format != "onnx"
+        arena = mapped.contiguous.clone() if copied else mapped.contiguous
+        return Files(host_files(load, arena), own_bytes=len(arena) if copied else 0)
 
     def measured(self, compute: Callable[[], T]) -> tuple[T, int]:
         """By the kernel's count of this process's pages."""

@@ -72,6 +72,7 @@ def build_session(load: Load, files: Files, *, threads: int) -> OnnxModel:
         session = ort.InferenceSession(bytes(files[GRAPH].numpy().data), options, providers=_providers(files.device))
     except Exception as error:  # noqa: BLE001 (its exceptions share no base class)
         raise LoadFailed(f"{GRAPH} cannot be loaded: {error}") from None
+    session._model_bytes = b""  # noqa: SLF001 (kept only to make the session anew with other providers: a copy of the file)
     # Whatever the device, the session has copied what the files hold.
     return OnnxModel(session, load, own_bytes=files.own_bytes + sum(len(files[path]) for path in (GRAPH, *external)))
 

@@ -67,7 +67,7 @@ class Books:
     def missing(self, ref: ModelRef, place: Place) -> int:
         """Bytes that a copy of ``ref`` at ``place`` still lacks there, its own included if it is there; <= 0: none."""
         need = self.needs[ref]
-        size_bytes = 0 if ref in self._copies[place] else need.size(place)
+        size_bytes = 0 if ref in self._copies[place] else need.size(place, filling=True)
         headroom_bytes = max(self.headroom(place), need.headroom(place)) if place.tier is Tier.DEVICE else 0
         return self._used[place] + size_bytes + headroom_bytes - self.budgets[place]
 
@@ -84,13 +84,6 @@ class Books:
         """Whether a transfer to a device reads this copy."""
         return copy.place == RAM and any(above.state is State.FILLING for above in self.above(copy.ref))
 
-    def in_use(self, copy: Copy) -> bool:
-        """Whether requests compute on this copy, or on the device copies that share its bytes."""
-        if copy.place.tier is Tier.DEVICE:
-            return copy.holds > 0
-        shares = copy.place == RAM and self.needs[copy.ref].shares_ram
-        return shares and any(above.holds for above in self.above(copy.ref))
-
     # ---- changes ---------------------------------------------------------------------------------------------
 
     def start(self, ref: ModelRef, target: Place, source: Place | None, *, background: bool) -> Start:
@@ -100,7 +93,7 @@ class Books:
         assert ref not in self._copies[target], f"{ref} is already at {target}"
         if source is not None:
             self._copies[source][ref].holds += 1
-        size_bytes = need.size(target)
+        size_bytes = need.size(target, filling=True)
         self._copies[target][ref] = Copy(
             ref, target, size_bytes, State.FILLING, need.headroom(target), source=source, background=background
         )
@@ -117,9 +110,17 @@ class Books:
         """Enter what a model really takes on devices. The place may be over its budget then: the ledger makes room."""
         self.needs[ref] = need
         for copy in self.above(ref):
-            self._used[copy.place] += need.device_bytes - copy.size_bytes
-            copy.size_bytes = need.device_bytes
+            size_bytes = need.size(copy.place, filling=copy.state is State.FILLING)
+            self._used[copy.place] += size_bytes - copy.size_bytes
+            copy.size_bytes = size_bytes
             copy.headroom_bytes = need.activation_bytes
+
+    def publish(self, copy: Copy, seconds: float, now_s: float) -> None:
+        """A transfer that took ``seconds`` ended: the copy can be used, and what only building took is free."""
+        copy.state = State.READY
+        copy.load_s, copy.ready_s, copy.used_s = seconds, now_s, now_s
+        if copy.place.tier is Tier.DEVICE:
+            self.resize(copy.ref, self.needs[copy.ref])
 
     def drain(self, copy: Copy, cause: Cause) -> list[Action]:
         """No new holds; dropped when the last one ends. A RAM copy takes along what shares it, and its way to disk."""

@@ -129,7 +129,7 @@ class Ledger:
         """
         for place in (RAM, max(self.books.devices, key=self.budgets.__getitem__)):
             available_bytes = self.budgets[place] - self.rules.kept_for_others_bytes(need.tenant, self.budgets[place])
-            if need.size(place) + need.headroom(place) > available_bytes:
+            if need.size(place, filling=True) + need.headroom(place) > available_bytes:
                 return place, available_bytes, self.budgets[place]
         return None
 
@@ -230,8 +230,7 @@ class Ledger:
         if copy.state is State.DRAINING:  # an abort that came too late
             actions.append(Drop(ref, place, copy.cause))
         else:
-            copy.state = State.READY
-            copy.load_s, copy.ready_s, copy.used_s = seconds, now_s, now_s
+            self.books.publish(copy, seconds, now_s)
             if place in self.churn:
                 self.churn[place].loaded(ref, seconds, now_s)
             if place.tier is Tier.DEVICE and ref in self._waiting:
@@ -386,8 +385,11 @@ class Ledger:
     def _choose_device(self, ref: ModelRef, blocked: set[Place], now_s: float) -> Place | None:
         """Where there is room; otherwise where the least value is in the way; None: every fitting device is claimed."""
         need = self.books.needs[ref]
-        need_bytes = need.device_bytes + need.activation_bytes
-        fitting = [place for place in self.books.devices if self.budgets[place] >= need_bytes and place not in blocked]
+        fitting = [
+            place
+            for place in self.books.devices
+            if self.budgets[place] >= need.size(place, filling=True) + need.activation_bytes and place not in blocked
+        ]
         if not fitting:
             return None
 

@@ -49,6 +49,7 @@ class Footprint:
     activation_bytes  what its largest computation takes on a device beside the copies there. One computation runs at a
                       time on a device, so a device keeps room for the largest of its models, not for all of them
     disk_bytes        0 where nothing is kept on disk
+    building_bytes    what a device copy takes while it is built, where that is more than afterwards
     """
 
     ram_bytes: int
@@ -57,9 +58,12 @@ class Footprint:
     activation_bytes: int = 0
     disk_bytes: int = 0
     tenant: str = ""
+    building_bytes: int = 0
 
-    def size(self, place: Place) -> int:
-        """Bytes of a copy at ``place``."""
+    def size(self, place: Place, *, filling: bool = False) -> int:
+        """Bytes of a copy at ``place``; ``filling``: while it comes there."""
+        if filling and place.tier is Tier.DEVICE:
+            return max(self.device_bytes, self.building_bytes)
         return {Tier.DEVICE: self.device_bytes, Tier.RAM: self.ram_bytes, Tier.DISK: self.disk_bytes}[place.tier]
 
     def headroom(self, place: Place) -> int:

@@ -58,14 +58,17 @@ class Room:
     def drop_until_fits(
         self, place: Place, candidates: Collection[Copy], newcomer: ModelRef | None, now_s: float
     ) -> list[Action] | None:
-        """Drain some of ``candidates``, least valuable first. []: enough is on its way; None: not even all would do."""
+        """Drain some of ``candidates``, least valuable first. None: not even all would do.
+
+        []: enough is on its way, or one that is to go has not stayed long enough yet (``wake_s``).
+        """
         staying = [copy for copy in self.books.here(place) if copy.state is not State.DRAINING]
         excess_bytes = sum(copy.size_bytes for copy in staying) - self.books.budgets[place]
         headroom_bytes = 0
         if newcomer is not None:
             need = self.books.needs[newcomer]
             headroom_bytes = need.headroom(place)
-            excess_bytes += need.size(place) if self.books.at(newcomer, place) is None else 0
+            excess_bytes += need.size(place, filling=True) if self.books.at(newcomer, place) is None else 0
         if excess_bytes + max([headroom_bytes, *(copy.headroom_bytes for copy in staying)]) <= 0:
             return []
         dropped = {id(copy) for copy in candidates}
@@ -73,6 +76,10 @@ class Room:
         chosen = victims(tuple(candidates), excess_bytes, max([headroom_bytes, *others]))
         if chosen is None:
             return None
+        young = [self.rules.stays_until_s(copy) for copy in chosen if copy.state is State.READY and newcomer is not None]
+        if young and max(young) > now_s:
+            self.wake_s = min(self.wake_s, max(young))
+            return []  # wait for the least valuable rather than take a dearer one
         actions: list[Action] = []
         for copy in chosen:
             cause = self.cause(copy, "room", now_s, newcomer)
@@ -93,10 +100,6 @@ class Room:
             if place == RAM and (copy.ref in self._waiting or self.books.is_read(copy)):
                 continue  # draining it would not end by itself, or take it from who waits for it
             if place == DISK and copy.holds:
-                continue
-            stays_until_s = self.rules.stays_until_s(copy)
-            if newcomer is not None and stays_until_s > now_s:
-                self.wake_s = min(self.wake_s, stays_until_s)
                 continue
             found.append(copy)
         found.sort(key=lambda copy: self.value(copy, now_s))

@@ -27,7 +27,7 @@ class World(RuleBasedStateMachine):
         devices=st.lists(st.integers(10, 25), min_size=1, max_size=2),
         disk=st.none() | st.integers(10, 40),
         sizes=st.lists(
-            st.tuples(SIZES, SIZES, st.booleans(), st.integers(0, 5), st.sampled_from(TENANTS)),
+            st.tuples(SIZES, SIZES, st.booleans(), st.integers(0, 5), st.sampled_from(TENANTS), st.integers(0, 5)),
             min_size=len(MODELS),
             max_size=len(MODELS),
         ),
@@ -45,14 +45,14 @@ class World(RuleBasedStateMachine):
         devices: list[int],
         disk: int | None,
         *,
-        sizes: list[tuple[int, int, bool, int, str]],
+        sizes: list[tuple[int, int, bool, int, str, int]],
         rules: Rules,
         kept: int,
     ) -> None:
         self.now_s = 0.0
         self.needs = {
-            model: Footprint(ram_bytes, device_bytes, shares_ram, activation_bytes, ram_bytes, tenant)
-            for model, (ram_bytes, device_bytes, shares_ram, activation_bytes, tenant) in zip(MODELS, sizes, strict=True)
+            model: Footprint(ram_bytes, device_bytes, shares, activation_bytes, ram_bytes, tenant, device_bytes + more)
+            for model, (ram_bytes, device_bytes, shares, activation_bytes, tenant, more) in zip(MODELS, sizes, strict=True)
         }
         self.budgets = {RAM: ram, **{Place(index): size for index, size in enumerate(devices)}}
         if disk is not None:
@@ -96,7 +96,11 @@ class World(RuleBasedStateMachine):
                     self.drop(ref, place)
                 case Skip(ref, place):
                     free = self.budgets[place] - self.ledger.used_bytes(place)
-                    need = self.needs[ref].size(place) + self.ledger.books.headroom(place) + self.needs[ref].headroom(place)
+                    need = (
+                        self.needs[ref].size(place, filling=True)
+                        + self.ledger.books.headroom(place)
+                        + self.needs[ref].headroom(place)
+                    )
                     assert free < need, f"skipped although {free} are free: {action}"
 
     def answer(self, ticket: int, ref: ModelRef) -> None:

@@ -125,6 +125,18 @@ def test_room_is_kept_for_the_largest_computation_and_not_for_all() -> None:
     assert books.finished(C, RAM, 1.0, 1.0) == (Drop(A, DEVICE),)
 
 
+def test_what_only_building_takes_is_free_again_when_the_copy_is_ready() -> None:
+    books = ledger(device=10)
+    load(books, A, need(4))
+    ticket, _ = books.wait(B, replace(need(3), building_bytes=8), 1.0)
+    assert books.finished(B, RAM, 1.0, 1.0) == (Drop(A, DEVICE),), "4 and 8 do not fit into 10"
+    assert books.dropped(A, DEVICE, 1.0) == (Start(B, DEVICE, RAM),)
+    assert books.used_bytes(DEVICE) == 8
+    assert books.finished(B, DEVICE, 1.0, 2.0) == (Grant(ticket, B, DEVICE),)
+    assert books.used_bytes(DEVICE) == 3
+    assert books.too_large(replace(need(3), building_bytes=11)) == (DEVICE, 10, 10)
+
+
 def test_a_model_that_turns_out_larger_makes_others_leave() -> None:
     books = ledger(device=10)
     load(books, A, need(4))

@@ -32,8 +32,9 @@ ON_DEVICE, IN_RAM = 20, 60
 HIDDEN = (2048, 4096, 6144)
 """1, 2 and 3 MiB of weights."""
 
-SLACK_BYTES = 12 << 20
-"""What a worker's heap may hold beyond what is booked: freed blocks that lie between others."""
+SLACK_BYTES = 20 << 20
+"""What a worker may hold beyond what is booked: four times the largest ONNX file while it is built, which the budget for the
+process has (tiers/device.py, BUILDING_BYTES), and 8 MiB of freed blocks that lie between others in its heap."""
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def test_a_hundred_first_requests_cause_one_get_per_part_and_a_hundred_right_ans
 
 @pytest.mark.timeout(120 + TURNS)
 def test_two_models_that_each_need_more_than_half_the_device_answer_in_turn(s3: FakeS3) -> None:
-    server = Server(s3, cpu_copy="1", device_budget_bytes=str(14 * MIB), ram_budget_bytes=str(64 * MIB))
+    server = Server(s3, cpu_copy="1", device_budget_bytes=str(7 * MIB), ram_budget_bytes=str(64 * MIB))
     try:
         pid = server.worker_pid()
         grown: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,10 +86,14 @@ def test_the_oldest_profiles_go_when_there_are_too_many(tmp_path: Path, monkeypa
 
 
 def test_an_assumption_claims_rather_too_much_and_never_more_than_a_device() -> None:
-    assert profiles(None).need(spec()).device_bytes == 4 * MIB, "three times the file, and what lies beside it"
+    need = profiles(None).need(spec())
+    assert need.device_bytes == 3 * MIB, "twice the file, and what lies beside it"
+    assert need.building_bytes == 0, "small enough to be built in what is the worker's own"
     tight = profiles(None, device_bytes=2 * MIB)
     need = tight.need(spec())
     assert need.device_bytes + need.activation_bytes == 2 * MIB
+    large = replace(spec(), files=(replace(spec().files[0], size_bytes=64 * MIB),))
+    assert profiles(None).need(large).building_bytes == (4 * 64 - 128) * MIB
     hopeless = profiles(None, device_bytes=MIB // 2)
     assert hopeless.need(spec()).device_bytes == MIB, "so much is known"
 

@@ -13,6 +13,8 @@ from predictor.policy.churn import WINDOW_S, Alarm
 from predictor.policy.residency import Footprint, Place
 from predictor.report import Event
 
+DISK: Final = "disk"
+
 PER_HOUR_AND_MB: Final = 3600 * 1e6
 """Values are seconds of waiting saved per second and byte; nobody thinks in those."""
 
@@ -60,9 +62,11 @@ def _sentence(event: Event) -> str:
     version = f"version {event.version}"
     match event.what:
         case "loaded":
-            return f"{version} came into {event.place} in {human.span(event.seconds)}"
+            way = "was written to" if event.place == DISK else "came into"
+            return f"{version} {way} {event.place} in {human.span(event.seconds)}"
         case "failed":
-            return f"{version} could not come into {event.place}: {event.cause}"
+            way = "be written to" if event.place == DISK else "come into"
+            return f"{version} could not {way} {event.place}: {event.cause}"
         case "stopped":
             return f"{version}: the pre-load into {event.place} made way for a request"
         case "pushed out":

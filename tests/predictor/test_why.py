@@ -16,6 +16,13 @@ WORTH = "was asked for 1.0/s and saved 2 s of waiting per hour and MB"
     [
         (Event(0.5, "loaded", "ram", 3, seconds=2.0), "version 3 came into ram in 2.0 s"),
         (Event(0.5, "failed", "device 0", 3, cause="no layer"), "version 3 could not come into device 0: no layer"),
+        (Event(0.5, "loaded", "disk", 3, seconds=2.0), "version 3 was written to disk in 2.0 s"),
+        (Event(0.5, "failed", "disk", 3, cause="no space"), "version 3 could not be written to disk: no space"),
+        (Event(0.5, "dropped", "ram", 3, cause="idle"), "version 3 left ram: nobody asked for it within HEARTH_IDLE_TTL_S"),
+        (
+            Event(0.5, "dropped", "disk", 3, cause="damaged"),
+            "version 3 left disk: the disk did not give back what was written; the model store did",
+        ),
         (Event(0.5, "stopped", "ram", 3), "version 3: the pre-load into ram made way for a request"),
         (Event(0.5, "dropped", "ram", 3, cause="order"), "version 3 left ram: somebody unloaded it"),
         (

@@ -153,6 +153,20 @@ def test_the_processes_take_no_more_than_the_default_budgets_leave_them(s3: Fake
         assert server.stop()[0] == 0
 
 
+def test_two_devices_share_a_pod_and_models_spread_over_them(s3: FakeS3) -> None:
+    server = Server(s3, cpu_copy="1", device_count="2", device_budget_bytes=str(7 * MIB))
+    try:
+        for turn in range(3):
+            for name in ("large-0", "large-1"):
+                answer = server.infer(name, [[0.5] * Mlp.width])
+                assert answer.status_code == 200, answer.text
+                assert (answer.headers["hearth-start"] == "hot") == (turn > 0), "each has a device to itself"
+        holders = {model["name"]: {copy["device"] for copy in model["copies"]} for model in server.residency()["models"]}
+        assert sorted(max(devices) for devices in holders.values()) == [0, 1]
+    finally:
+        assert server.stop()[0] == 0
+
+
 def test_a_request_too_large_for_the_device_is_refused_with_numbers_and_others_go_on(s3: FakeS3) -> None:
     server = Server(s3, device_budget_bytes=str(64 * MIB))
 

@@ -18,6 +18,8 @@ HOST: Final = "127.0.0.1"
 START_TIMEOUT_S: Final = 90.0
 ANSWER_TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.05
+FINAL: Final = frozenset({413, 422, 500})
+"""Statuses that waiting does not change; 400, 404 and 503 are also what a server says that is still loading."""
 
 
 class PeerFailed(Exception):
@@ -102,6 +104,8 @@ def _ask(port: int, case: Case, encoding: Encoding) -> str:
         connection.request("POST", path(case), sent.body, sent.headers)
         got = connection.getresponse()
         body = got.read()
+        if got.status in FINAL:
+            raise PeerFailed(f"{case.workload.name}, {encoding}: {got.status} {body[:500].decode(errors='replace')}")
         if got.status != http.client.OK:
             return f"{got.status} {body[:500].decode(errors='replace')}"
         header = got.getheader("Inference-Header-Content-Length")

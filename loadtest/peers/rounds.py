@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from predictor.demo.children import Children
 
 WARM_UP_S: Final = 1
 LOOK_S: Final = 1.0
+SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 (not for temporary files of ours)
 STAT: Final = Path("/proc/stat")
 LOADAVG: Final = Path("/proc/loadavg")
 
@@ -44,9 +46,20 @@ def run(plan: Plan, peers: Sequence[Peer], cases: Sequence[Case], wrk: Wrk, *, s
             yield from _visit(plan, number, peer, cases, wrk)
 
 
+@contextmanager
+def _place() -> Iterator[Path]:
+    """A folder for one start. A server that was killed leaves shared memory behind; ours is named for the folder."""
+    with TemporaryDirectory(prefix="hearth-bench-") as folder:
+        try:
+            yield Path(folder)
+        finally:
+            for left in SHARED_MEMORY.glob(f"{Path(folder).name}*"):
+                left.unlink(missing_ok=True)
+
+
 def _visit(plan: Plan, number: int, peer: Peer, cases: Sequence[Case], wrk: Wrk) -> Iterator[Taken]:
-    with TemporaryDirectory(prefix="hearth-bench-") as folder, Children(Path(folder)) as children:
-        site = Site(Path(folder), plan.server_core, plan.client_core, plan.peers_venv)
+    with _place() as folder, Children(folder) as children:
+        site = Site(folder, plan.server_core, plan.client_core, plan.peers_venv)
         started = peer.start(children, site, cases)
         for case in cases:
             wait_until_right(started, children, case)
@@ -56,7 +69,7 @@ def _visit(plan: Plan, number: int, peer: Peer, cases: Sequence[Case], wrk: Wrk)
                 for connections in case.workload.connections:
                     for seconds in (WARM_UP_S, plan.seconds):
                         found = wrk.run(
-                            Path(folder),
+                            folder,
                             url(started.port, path(case)),
                             sent,
                             core=plan.client_core,

@@ -74,12 +74,12 @@ class Triton:
             "allow-metrics": "false",
             "log-info": "false",
             "log-verbose": 0,
-            "backend-config": f"python,shm-region-prefix-name=hearth-bench-{os.getpid()}-{port}",
+            "backend-config": f"python,shm-region-prefix-name={site.folder.name}",
         }
         command = [str(home / "bin/tritonserver"), *(f"--{flag}={value}" for flag, value in flags.items())]
         known = {
             **environment(),
-            "PYTHONPATH": sysconfig.get_path("purelib"),
+            "PEERS_PACKAGES": sysconfig.get_path("purelib"),  # the stub ignores PYTHONPATH
             "LD_LIBRARY_PATH": os.pathsep.join((sysconfig.get_config_var("LIBDIR"), *_libraries(home))),
             "OMP_NUM_THREADS": "1",
         }

@@ -41,8 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with stoppable():
             for found in run(plan, peers, cases, wrk, say=_say):
                 taken.append(found)
-                _say(f"  {found.cell.workload} {found.cell.encoding} c={found.cell.connections}: "
-                     f"{found.figures.requests_per_s:,.1f}/s, p50 {found.figures.p50_us:,.0f} µs")
+                _say(
+                    f"  {found.cell.workload} {found.cell.encoding} c={found.cell.connections}: "
+                    f"{found.figures.requests_per_s:,.1f}/s, p50 {found.figures.p50_us:,.0f} µs"
+                )
     except (PeerFailed, WrongAnswer) as failed:
         return _refuse(str(failed))
     except Stopped as stopped:

@@ -5,6 +5,7 @@ It imports torch alone, so that no server needs anything of this repository to r
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def build(config: dict[str, Any]) -> nn.Module:
 
 def _mlp(widths: list[int]) -> nn.Module:
     layers: list[nn.Module] = []
-    for incoming, outgoing in zip(widths, widths[1:], strict=False):
+    for incoming, outgoing in pairwise(widths):
         layers += [nn.Linear(incoming, outgoing), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from loadtest.peers.wrk import Figures
+
+WHOLE: Final = 100.0
+US_PER_MS: Final = 1000.0
 
 
 class Cell(NamedTuple):
@@ -79,8 +82,13 @@ def _told(found: Sequence[Figures]) -> str:
     rate = middle([figures.requests_per_s for figures in found])
     p50, p99 = (median(values) for values in zip(*((one.p50_us, one.p99_us) for one in found), strict=True))
     spread = f" ({rate.low_percent:+.0f}/{rate.high_percent:+.0f} %)" if len(found) > 1 else ""
-    return f"{rate.value:,.{0 if rate.value >= 100 else 1}f}/s{spread} p50 {_time(p50)} p99 {_time(p99)}"
+    return f"{_three_digits(rate.value)}/s{spread} p50 {_time(p50)} p99 {_time(p99)}"
 
 
 def _time(value_us: float) -> str:
-    return f"{value_us:.0f} µs" if value_us < 1000 else f"{value_us / 1000:.{1 if value_us < 100_000 else 0}f} ms"
+    return f"{_three_digits(value_us)} µs" if value_us < US_PER_MS else f"{_three_digits(value_us / US_PER_MS)} ms"
+
+
+def _three_digits(value: float) -> str:
+    """What is worth printing: below a hundred with one decimal."""
+    return f"{value:,.0f}" if value >= WHOLE else f"{value:.1f}"

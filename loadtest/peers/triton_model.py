@@ -16,6 +16,7 @@ sys.path.append(os.environ["PEERS_PACKAGES"])  # the stub ignores PYTHONPATH
 import torch
 import triton_python_backend_utils as pb_utils
 from safetensors.torch import load_file
+from torch.utils.dlpack import from_dlpack
 
 
 class TritonPythonModel:
@@ -38,7 +39,7 @@ class TritonPythonModel:
         Tensors go through DLPack, without a copy: through numpy's arrays the stub (nvidia-pytriton 0.7) answers wrong
         sizes with numpy 2.
         """
-        inputs = [torch.from_dlpack(pb_utils.get_input_tensor_by_name(request, "x").to_dlpack()) for request in requests]
+        inputs = [from_dlpack(pb_utils.get_input_tensor_by_name(request, "x").to_dlpack()) for request in requests]
         if len(inputs) == 1:
             return [self._response(self.module(inputs[0]))]
         outputs = self.module(torch.cat(inputs))

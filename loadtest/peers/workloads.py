@@ -23,6 +23,8 @@ Floats = NDArray[np.float32]
 INPUT: Final = "x"
 OUTPUT: Final = "y"
 SEED: Final = 20_260
+DIGITS: Final = 5
+"""Of inputs, so that 784 of them make the 6 KB of JSON that a client sends who rounds a little."""
 RTOL: Final = 1e-4
 ATOL: Final = 1e-5
 """Sums of 512 products of order 0.1, added in another order, differ by about 1e-7; zeros need an absolute bound."""
@@ -110,7 +112,7 @@ def made(workload: Workload) -> Case:
     """Draw weights and an input, the same in every run, and compute the answer with torch alone."""
     torch.manual_seed(SEED)
     module = build(workload.config).eval()
-    drawn = np.random.default_rng(SEED).random(workload.shape, dtype=np.float32).round(3)
+    drawn = np.random.default_rng(SEED).random(workload.shape, dtype=np.float32).round(DIGITS)
     with torch.inference_mode():
         expected: Floats = module(torch.from_numpy(drawn)).numpy()
     return Case(workload, save(module.state_dict()), drawn, expected)
@@ -120,8 +122,7 @@ def request(values: Floats, encoding: Encoding) -> Request:
     """The V2 inference request for one input: JSON, or JSON followed by the tensor's little-endian bytes."""
     tensor: dict[str, Any] = {"name": INPUT, "shape": list(values.shape), "datatype": "FP32"}
     if encoding == "json":
-        # Rounded to three digits when drawn: 784 of them make 6 KB, as a client that does not care would send.
-        tensor["data"] = [round(float(value), 3) for value in values.ravel()]
+        tensor["data"] = [round(float(value), DIGITS) for value in values.ravel()]
         body = json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode()
         return Request(body, {"Content-Type": "application/json"})
     raw = values.astype("<f4").tobytes()

@@ -57,7 +57,16 @@ class Wrk:
         body.write_bytes(sent.body)
         file = folder / "post.lua"
         file.write_text(script(body, sent))
-        command = [str(self.binary), "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={TIMEOUT_S}s", "-s", str(file), url]
+        command = [
+            str(self.binary),
+            "-t1",
+            f"-c{connections}",
+            f"-d{seconds}s",
+            f"--timeout={TIMEOUT_S}s",
+            "-s",
+            str(file),
+            url,
+        ]
         known = dict(os.environ) | ({"LD_LIBRARY_PATH": str(self.libraries)} if self.libraries else {})
         done = subprocess.run(  # noqa: S603 (our own command line)
             pinned(core, command), env=known, capture_output=True, text=True, check=False, timeout=seconds + SPARE_S

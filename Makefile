@@ -18,7 +18,7 @@ RECENT := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python %d.
 # Some environments forbid bytecode: every import of torch then compiles it anew (3 s instead of 1.2).
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install demo test soak lint e2e lock reference clean
+.PHONY: help install demo test soak lint e2e bench-overhead lock reference clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -59,6 +59,21 @@ lint: install  ## ruff, mypy, import-linter, house tests
 e2e: install  ## a pool on a real cluster, from zero and back (KUBECONFIG and HEARTH_E2E_*: docs/cluster.md)
 	$(BIN)/python -m pytest tests/e2e -x -s --timeout 900
 
+PEERS := .venv-peers
+BENCH ?=
+
+bench-overhead: install $(PEERS)/.installed  ## overhead per request beside Triton and FastAPI (BENCH="--rounds 5 -o runs.json")
+	$(BIN)/python -m loadtest.peers --peers-venv $(PEERS) $(BENCH)
+
+# Without their dependencies: Triton and uvicorn run with the packages of $(VENV), so that torch and numpy are the same for all.
+# wrk is Debian's; where there is neither apt-get nor a wrk on the PATH, the bench says so and ends.
+$(PEERS)/.installed:
+	$(PYTHON) -m venv $(PEERS)
+	$(BIN)/uv pip install --quiet --python $(PEERS)/bin/python --no-deps nvidia-pytriton==0.7.0 uvicorn==0.54.0 click==8.5.1 h11==0.16.0
+	command -v wrk >/dev/null || { mkdir -p $(PEERS)/wrk && cd $(PEERS)/wrk && \
+	  apt-get download -qq wrk libluajit-5.1-2 && for package in *.deb; do dpkg -x $$package . || exit 1; done; }
+	touch $@
+
 reference: install  ## write docs/reference/{settings,metrics,errors}.md anew
 	$(BIN)/python -m predictor.reference
 
@@ -74,4 +89,4 @@ lock:  ## resolve the dependencies anew (needs uv on the PATH), and the image's 
 	done
 
 clean:  ## remove .venv and every cache
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

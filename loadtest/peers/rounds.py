@@ -1,0 +1,96 @@
+"""Rounds: every server in turn, alone on the machine, freshly started, checked, then timed; then all of them again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from loadtest.peers.peer import Peer, Site, path, wait_until_right
+from loadtest.peers.table import Cell, Taken
+from loadtest.peers.workloads import Case, request
+from loadtest.peers.wrk import Wrk, url
+from predictor.demo.children import Children
+
+WARM_UP_S: Final = 1
+LOOK_S: Final = 1.0
+SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 (not for temporary files of ours)
+STAT: Final = Path("/proc/stat")
+LOADAVG: Final = Path("/proc/loadavg")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how often, where.
+
+    seconds  of each run of wrk, after a second of warming up
+    """
+
+    rounds: int
+    seconds: int
+    server_core: int
+    client_core: int
+    peers_venv: Path
+
+
+def run(plan: Plan, peers: Sequence[Peer], cases: Sequence[Case], wrk: Wrk, *, say: Callable[[str], None]) -> Iterator[Taken]:
+    """Yield each run as it is done. The order of servers turns by one each round, so that none is always the first."""
+    for number in range(plan.rounds):
+        turned = number % len(peers)
+        for peer in (*peers[turned:], *peers[:turned]):
+            say(f"round {number + 1}, {peer.name}: {quiet()}")
+            yield from _visit(plan, number, peer, cases, wrk)
+
+
+@contextmanager
+def _place() -> Iterator[Path]:
+    """A folder for one start. A server that was killed leaves shared memory behind; ours is named for the folder."""
+    with TemporaryDirectory(prefix="hearth-bench-") as folder:
+        try:
+            yield Path(folder)
+        finally:
+            for left in SHARED_MEMORY.glob(f"{Path(folder).name}*"):
+                left.unlink(missing_ok=True)
+
+
+def _visit(plan: Plan, number: int, peer: Peer, cases: Sequence[Case], wrk: Wrk) -> Iterator[Taken]:
+    with _place() as folder, Children(folder) as children:
+        site = Site(folder, plan.server_core, plan.client_core, plan.peers_venv)
+        started = peer.start(children, site, cases)
+        for case in cases:
+            wait_until_right(started, children, case)
+        for case in cases:
+            for encoding in case.workload.encodings:
+                sent = request(case.input, encoding)
+                for connections in case.workload.connections:
+                    for seconds in (WARM_UP_S, plan.seconds):
+                        found = wrk.run(
+                            folder,
+                            url(started.port, path(case)),
+                            sent,
+                            core=plan.client_core,
+                            connections=connections,
+                            seconds=seconds,
+                        )
+                    yield Taken(number + 1, peer.name, Cell(case.workload.name, encoding, connections), found)
+
+
+def quiet() -> str:
+    """What others do on this machine while nothing of ours runs: cores busy over a second, and the load averages.
+
+    The averages still hold our own last minutes; the busy cores do not.
+    """
+    before = _busy()
+    time.sleep(LOOK_S)
+    cores = (_busy() - before) / LOOK_S / 100
+    return f"{cores:.2f} cores busy, loadavg {LOADAVG.read_text().strip()}"
+
+
+def _busy() -> int:
+    """Hundredths of a second that all cores together worked since boot: user, nice, system, irq, softirq, steal."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, STAT.read_text().splitlines()[0].split()[1:])
+    return user + nice + system + irq + softirq + steal

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -31,14 +31,14 @@ from predictor.policy.ledger import Ledger
 from predictor.policy.residency import RAM, Place
 from predictor.profiles import Profiles
 from predictor.settings import Settings
-from predictor.telemetry import Telemetry, Timeline
+from predictor.telemetry import Batches, Telemetry, Timeline
 from predictor.tiers.budgets import NoBudget, budgets, memory_limit
 from predictor.tiers.device import Placement, WorkerDevice
 from predictor.tiers.disk import Disk
 from predictor.tiers.ram import SharedMemory
 from predictor.tiers.slabs import AHEAD_BYTES, SlabPool
 from predictor.tiers.store import S3Store
-from predictor.wire import Hello
+from predictor.workers.dispatch import Dispatcher
 from predictor.workers.worker import Worker
 
 log = logging.getLogger("hearth")
@@ -111,9 +111,6 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         device_bytes=max(size_bytes for place, size_bytes in bytes_of.items() if place.tier is Tier.DEVICE),
     )
 
-    def imported(hello: Hello) -> None:
-        timeline.mark("imported", hello.imported_s)
-
     def lost(device: int) -> None:
         cache.device_lost(device)
 
@@ -130,15 +127,28 @@ def _build(settings: Settings, booted: Booted) -> Parts:
             pool=pool,
             build_timeout_s=settings.build_timeout_s,
             execute_timeout_s=settings.execute_timeout_s,
-            on_ready=imported,
+            on_ready=lambda hello: timeline.mark("imported", hello.imported_s),
             on_lost=functools.partial(lost, device),
             on_death=functools.partial(died, device),
             first=spawned,
         )
         for device, spawned in enumerate(booted.workers)
     )
-    devices = [WorkerDevice(worker, ram, copy=copies, budget_bytes=ledger.budgets[Place(worker.device)]) for worker in workers]
-    cache = Cache(ledger, Hops(ram, devices, disk), profiles, telemetry, timeline, max_waiting=settings.max_waiting)
+    batches = Batches(telemetry)
+    dispatchers = [Dispatcher(worker.run, starvation_s=settings.starvation_s, on_batch=batches) for worker in workers]
+    devices = [
+        WorkerDevice(worker, dispatcher, ram, copy=copies, budget_bytes=bytes_of[Place(worker.device)])
+        for worker, dispatcher in zip(workers, dispatchers, strict=True)
+    ]
+    cache = Cache(
+        ledger,
+        Hops(ram, devices, disk),
+        profiles,
+        telemetry,
+        timeline,
+        max_waiting=settings.max_waiting,
+        max_queued=settings.max_queued_per_model,
+    )
     pod = Pod(
         settings=settings,
         name=settings.pod or os.environ.get("HOSTNAME") or socket.gethostname(),
@@ -149,7 +159,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         device_failure=lambda: "; ".join(worker.failure for worker in workers if worker.failure),
         disk_degraded=lambda: disk.degraded if disk is not None else "",
     )
-    _watch(telemetry, cache)
+    _watch(telemetry, cache, dispatchers)
     telemetry.gauge("hearth_pool_touched_bytes").set_function(lambda: pool.touched_bytes)
     telemetry.gauge("hearth_disk_degraded").set_function(lambda: bool(pod.disk_degraded()))
     return Parts(pod, store, ram, disk, profiles, catalogue, workers)
@@ -257,9 +267,11 @@ def _churns(cache: Cache, place: Place) -> bool:
     return cache.ledger.churn[place].look(cache.clock()) is not None
 
 
-def _watch(telemetry: Telemetry, cache: Cache) -> None:
+def _watch(telemetry: Telemetry, cache: Cache, dispatchers: Sequence[Dispatcher]) -> None:
     """Let the gauges read the books whenever somebody scrapes them."""
     telemetry.gauge("hearth_waiting_requests").set_function(lambda: cache.waiting)
+    for device, dispatcher in enumerate(dispatchers):
+        telemetry.gauge("hearth_queued_requests", str(device)).set_function(functools.partial(len, dispatcher))
     ledger = cache.ledger
     for place, budget in ledger.budgets.items():
         labels = (place.tier.value, str(place.device) if place.device >= 0 else "")

@@ -27,7 +27,6 @@ from predictor.model import ModelRef, ModelSpec, Tier
 from predictor.policy.ledger import Ledger
 from predictor.policy.residency import DISK, RAM, Abort, Action, Drop, Footprint, Grant, Place, Plan, Refuse, Skip, Start
 from predictor.profiles import Profiles
-from predictor.report import Event
 from predictor.telemetry import Telemetry, Timeline
 from predictor.tiers.disk_files import DiskFault
 
@@ -44,7 +43,8 @@ class Cache:
 
     hops         the tiers
     profiles     what a model takes in each place
-    max_waiting  requests that may wait at once, and pre-loads that may be queued
+    max_waiting  requests that may wait for models at once, and pre-loads that may be queued
+    max_queued   requests of one model that may wait for its device
     wall_clock   seconds since the epoch, for what people read
     clock        seconds; asyncio's own clock ticks in milliseconds under uvloop, too coarse for a stage
     """
@@ -55,12 +55,13 @@ class Cache:
     telemetry: Telemetry
     timeline: Timeline
     max_waiting: int = 1000
+    max_queued: int = 512
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     loads: int = 0
     drops: int = 0
     _specs: dict[ModelRef, ModelSpec] = field(default_factory=dict)
-    _chronicle: Chronicle = field(init=False)
+    chronicle: Chronicle = field(init=False)
     _waiters: dict[int, Waiter] = field(default_factory=dict)
     _journeys: Journeys = field(default_factory=Journeys)
     _tasks: dict[tuple[ModelRef, Place], asyncio.Task[None]] = field(default_factory=dict)
@@ -68,7 +69,7 @@ class Cache:
     _timer: tuple[float, asyncio.TimerHandle] | None = None
 
     def __post_init__(self) -> None:
-        self._chronicle = Chronicle(self.wall_clock, lambda: {copy.ref for copy in self.ledger.copies()})
+        self.chronicle = Chronicle(self.wall_clock, lambda: {copy.ref for copy in self.ledger.copies()})
 
     # ---- requests --------------------------------------------------------------------------------------------
 
@@ -77,7 +78,7 @@ class Cache:
 
         elements  of all inputs together: a request larger than the model was measured with needs room made for it first
         """
-        history = self._chronicle.get(ref)
+        history = self.chronicle.get(ref)
         if history is None or elements > history.limit:
             return None
         now_s = self.clock()
@@ -85,7 +86,7 @@ class Cache:
         if place is None:
             return None
         history.last_used_s = now_s
-        return Lease(ref, place, history.schema, self.hops.devices[place.device], self.release)
+        return Lease(ref, place, history.schema, history.terms, self.hops.devices[place.device], self.release)
 
     async def lease(self, spec: ModelSpec, *, deadline_s: float, elements: int = 0) -> Lease:
         """Wait until the model is ready, loading it if nobody does yet, and until its device has room for the request.
@@ -125,8 +126,10 @@ class Cache:
 
     def release(self, lease: Lease) -> None:
         """End a lease; called by the lease."""
-        self._carry_out(self.ledger.release(lease.ref, lease.place, self.clock()))
-        self._tidy(lease.ref)
+        plan = self.ledger.release(lease.ref, lease.place, self.clock())
+        if plan:  # the usual end of a lease changes nothing
+            self._carry_out(plan)
+            self._tidy(lease.ref)
 
     def learn(self, lease: Lease, peak_bytes: int) -> None:
         """The largest request so far ended and was measured; called by the lease, before it is released."""
@@ -139,7 +142,7 @@ class Cache:
         spec = self._specs.get(ref)
         if spec is not None:
             self.profiles.exhausted(spec, elements)
-            self._chronicle.touch(ref).limit = self.profiles.of(spec).limit
+            self.chronicle.measured(spec, self.profiles.of(spec).limit, max_queued=self.max_queued)
 
     def preload(self, spec: ModelSpec) -> None:
         """Load in the background, in free room only. Raises ModelTooLarge, TooManyRequests (too many queued)."""
@@ -154,7 +157,7 @@ class Cache:
         """Drop every copy of every version of ``name``, once the requests that use it ended. False: none was resident."""
         refs = {copy.ref for copy in self.ledger.copies() if copy.ref.name == name and copy.place != DISK}
         for ref in refs:
-            self._chronicle.touch(ref).unloaded = True
+            self.chronicle.touch(ref).unloaded = True
             self._carry_out(self.ledger.unload(ref, self.clock()))
         while any(self.ledger.books.is_draining(ref) for ref in refs):
             self._gone.clear()
@@ -195,11 +198,7 @@ class Cache:
 
     def history(self, ref: ModelRef) -> History:
         """What is remembered of a model; an empty History where nothing is."""
-        return self._chronicle.get(ref) or History()
-
-    def why(self, name: str) -> tuple[Event, ...]:
-        """What happened to every version of ``name``, oldest first."""
-        return self._chronicle.why(name)
+        return self.chronicle.get(ref) or History()
 
     @property
     def waiting(self) -> int:
@@ -240,7 +239,7 @@ class Cache:
             case Drop(ref, place, cause):
                 self._begin(ref, place, self._drop(ref, place))
                 if cause is not None:
-                    self._chronicle.note_drop(ref, place, cause)
+                    self.chronicle.note_drop(ref, place, cause)
             case Abort(ref, place):
                 # A worker cannot be stopped in the middle of a build: it finishes, then the copy is dropped.
                 if place.tier is not Tier.DEVICE:
@@ -270,13 +269,14 @@ class Cache:
     def _grant(self, grant: Grant) -> None:
         waiter = self._waiters.pop(grant.ticket)
         now_s = self.clock()
-        history = self._chronicle.touch(grant.ref)
+        history = self.chronicle.touch(grant.ref)
         history.last_used_s = now_s
         waited = self._journeys.waited(grant.ref, waiter.arrived_s)
         lease = Lease(
             grant.ref,
             grant.place,
             history.schema,
+            history.terms,
             self.hops.devices[grant.place.device],
             self.release,
             start=waited.start,
@@ -336,7 +336,7 @@ class Cache:
             self._failed(ref, place, error)
             return
         self.timeline.mark("built")
-        self._chronicle.loaded(ref, loaded, self._journeys.built(ref, begin_s, end_s, loaded.build_s))
+        self.chronicle.loaded(ref, loaded, self._journeys.built(ref, begin_s, end_s, loaded.build_s))
         self.loads += 1
         self._rebook(spec)
         self._finished(ref, place, end_s - begin_s, cost_s=loaded.device_s + loaded.build_s)
@@ -367,12 +367,12 @@ class Cache:
     def _finished(self, ref: ModelRef, place: Place, seconds: float, *, cost_s: float | None = None) -> None:
         """``cost_s``: what it would take again, without the wait for a worker or for other builds; None: ``seconds``."""
         self._tasks.pop((ref, place), None)
-        self._chronicle.note(ref, "loaded", place, seconds=seconds)
+        self.chronicle.note(ref, "loaded", place, seconds=seconds)
         self.telemetry.counter("hearth_loads_total", ref.name, place.tier.value, "ok").inc()
         self.telemetry.histogram("hearth_load_seconds", place.tier.value).observe(seconds)
         self._carry_out(self.ledger.finished(ref, place, seconds if cost_s is None else cost_s, self.clock()))
         if place in self.ledger.churn:
-            self._chronicle.note_churn(place, self.ledger.churn[place].alarm)
+            self.chronicle.note_churn(place, self.ledger.churn[place].alarm)
 
     def _failed(self, ref: ModelRef, place: Place, error: BaseException) -> None:
         self._tasks.pop((ref, place), None)
@@ -380,7 +380,7 @@ class Cache:
         self.telemetry.counter("hearth_loads_total", ref.name, place.tier.value, "aborted" if aborted else "failed").inc()
         if isinstance(error, DiskFault):
             self.telemetry.counter("hearth_disk_faults_total", error.kind.value).inc()
-        known = self._chronicle.failed(ref, place, error)
+        known = self.chronicle.failed(ref, place, error)
         if place != DISK:
             self._journeys.end(ref)
         self._carry_out(self.ledger.failed(ref, place, self.clock()), known)
@@ -389,7 +389,7 @@ class Cache:
 
     def _rebook(self, spec: ModelSpec) -> None:
         """Book what is known of a resident model now, and let requests up to that size pass."""
-        self._chronicle.touch(spec.ref).limit = self.profiles.of(spec).limit
+        self.chronicle.measured(spec, self.profiles.of(spec).limit, max_queued=self.max_queued)
         waiting = [waiter.elements for waiter in self._waiters.values() if waiter.ref == spec.ref]
         for elements in (max(waiting, default=0), 0):  # one that has become too large may not keep the others from theirs
             need = self.profiles.need(spec, elements)

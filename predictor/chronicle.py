@@ -16,7 +16,8 @@ import msgspec
 from predictor import why
 from predictor.errors import HearthError, LoadFailed, Unavailable
 from predictor.lease import History, Schema
-from predictor.model import ModelRef
+from predictor.model import ModelRef, ModelSpec
+from predictor.policy.batching import Terms
 from predictor.policy.churn import Alarm
 from predictor.policy.residency import DISK, Cause, Place
 from predictor.report import Event
@@ -63,6 +64,20 @@ class Chronicle:
         history.load_s = load_s
         history.failure = None
         history.unloaded = False
+
+    def measured(self, spec: ModelSpec, limit: int, *, max_queued: int) -> None:
+        """Up to ``limit`` input elements the model's memory is known now: how its requests are run follows from that."""
+        history = self.touch(spec.ref)
+        history.limit = limit
+        inputs, outputs = spec.inputs or history.schema.inputs, spec.outputs or history.schema.outputs
+        batches = all(field.shape[:1] == (-1,) for field in (*inputs, *outputs))
+        history.terms = Terms(
+            max_rows=spec.max_batch_size if batches else 1,
+            max_elements=max(limit, 0),
+            max_delay_s=spec.max_delay_s,
+            weight=spec.weight,
+            max_waiting=min(max_queued, spec.max_queued or max_queued),
+        )
 
     def note(self, ref: ModelRef, what: str, place: Place, *, seconds: float = 0.0, cause: str = "") -> None:
         """Something happened to one copy."""

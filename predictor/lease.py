@@ -13,11 +13,12 @@ from typing import Final, NamedTuple
 
 from predictor.errors import HearthError
 from predictor.model import ModelRef, TensorSpec
+from predictor.policy.batching import Terms
 from predictor.policy.residency import Place
 from predictor.report import Event
-from predictor.tiers.device import Buffer, DeviceTier
-from predictor.wire import Field, Loaded, Tensor
-from predictor.workers.worker import Answer
+from predictor.tiers.device import DeviceTier
+from predictor.wire import Field, Loaded
+from predictor.workers.dispatch import Answer, Job, Outcome
 
 REMEMBERED_EVENTS: Final = 50
 """Per model and version. A model that thrashes fills this within a minute: enough to see that it does."""
@@ -44,6 +45,7 @@ class History:
     events   what happened to it, oldest first
     unloaded somebody ordered it away, and nobody has asked for it since
     limit    input elements up to which its memory is known: larger requests have room made for them first; -1: none is
+    terms    how its requests are run
     """
 
     schema: Schema = field(default_factory=Schema)
@@ -52,6 +54,7 @@ class History:
     failure: HearthError | None = None
     unloaded: bool = False
     limit: int = -1
+    terms: Terms = field(default_factory=Terms)
     last_used_s: float = 0.0
     events: deque[Event] = field(default_factory=lambda: deque(maxlen=REMEMBERED_EVENTS))
 
@@ -130,6 +133,7 @@ class Lease:
     ref: ModelRef
     place: Place
     schema: Schema
+    terms: Terms
     device: DeviceTier
     end: Callable[[Lease], None]
     start: str = "hot"
@@ -141,20 +145,21 @@ class Lease:
     learn: Callable[[Lease, int], None] | None = None
     released: bool = False
 
-    def run(self, inputs: Sequence[Tensor], body: Sequence[Buffer], outputs: Sequence[str]) -> asyncio.Future[Answer]:
-        """Compute on the leased copy. See DeviceTier.run for what the future may fail with."""
-        assert not self.released, f"run after release: {self.ref}"
-        future = self.device.run(self.ref, inputs, body, outputs=outputs, measure=self.learn is not None)
-        if self.learn is not None:
-            future.add_done_callback(self._measured)
-        return future
+    def run(self, job: Job) -> None:
+        """Compute on the leased copy, when it is the job's turn. Raises TooManyRequests, DeadlineExceeded.
 
-    def _measured(self, future: asyncio.Future[Answer]) -> None:
-        if self.learn is None or self.released or future.cancelled() or future.exception() is not None:
-            return
-        peak_bytes = future.result().peak_bytes
-        if peak_bytes >= 0:
-            self.learn(self, peak_bytes)
+        ``job.done`` is told ModelFailed, SchemaMismatch, OutOfMemory, WorkerDied, DeadlineExceeded, or the Answer; who
+        hears of that calls ``measured`` before ``release``.
+        """
+        assert not self.released, f"run after release: {self.ref}"
+        if self.learn is not None:
+            job.measure = job.alone = True
+        self.device.run(job, self.terms)
+
+    def measured(self, outcome: Outcome) -> None:
+        """Remember what the request took, if it was measured."""
+        if self.learn is not None and isinstance(outcome, Answer) and outcome.peak_bytes >= 0:
+            self.learn(self, outcome.peak_bytes)
 
     def release(self) -> None:
         """End the lease; a second call does nothing."""

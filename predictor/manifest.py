@@ -6,7 +6,7 @@ skipped, so that a manifest written for a later version can still be served.
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -21,6 +21,9 @@ _Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _BatchSize = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 _Length = Annotated[int, msgspec.Meta(ge=-1, le=(1 << 63) - 1)]
+_Delay = Annotated[float, msgspec.Meta(ge=0, le=10_000)]
+_Weight = Annotated[float, msgspec.Meta(ge=0.001, le=1000)]
+_Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 _Tenant = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,63}\Z")]
 _Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{16}\Z")]
 _Shape = Annotated[tuple[_Length, ...], msgspec.Meta(max_length=32)]
@@ -56,7 +59,13 @@ class _Tensor(msgspec.Struct, frozen=True):
 
 
 class _Batching(msgspec.Struct, frozen=True):
-    max_batch_size: _BatchSize = 0
+    max_batch_size: _BatchSize | None = None
+    max_delay_ms: _Delay = 0.0
+
+
+class _Limits(msgspec.Struct, frozen=True):
+    concurrency: _Count | None = None
+    queue: _Count | None = None
 
 
 class _Document(msgspec.Struct, frozen=True):
@@ -68,6 +77,9 @@ class _Document(msgspec.Struct, frozen=True):
     max_batch_size: _BatchSize | None = None
     tenant: _Tenant | None = None
     batching: _Batching | None = None
+    weight: _Weight = 1.0
+    priority: Literal["high", "normal", "batch"] = "normal"
+    limits: _Limits = _Limits()
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -77,6 +89,7 @@ class Manifest(msgspec.Struct, frozen=True):
     files            what to fetch, in this order; empty: what the format needs
     parameters_json  the ``parameters`` object as it stands there; "" where there is none
     tenant           whose the model is; "" where it does not say
+    max_delay_s      and what follows: as ModelSpec has it
     """
 
     format: str = ""
@@ -86,6 +99,11 @@ class Manifest(msgspec.Struct, frozen=True):
     parameters_json: str = ""
     max_batch_size: int = 0
     tenant: str = ""
+    max_delay_s: float = 0.0
+    weight: float = 1.0
+    priority: str = "normal"
+    max_concurrency: int | None = None
+    max_queued: int | None = None
 
 
 _decoder: Final = msgspec.json.Decoder(_Document)
@@ -121,6 +139,11 @@ def parse(document: bytes, where: str) -> Manifest:
         parameters,
         _batch_size(where, read),
         read.tenant or "",
+        read.batching.max_delay_ms / 1000 if read.batching is not None else 0.0,
+        read.weight,
+        read.priority,
+        read.limits.concurrency,
+        read.limits.queue,
     )
 
 

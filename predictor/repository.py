@@ -140,6 +140,11 @@ def resolve(version: Version, manifest: Manifest | None, source: Source, settle_
         outputs=said.outputs,
         parameters_json=said.parameters_json,
         max_batch_size=said.max_batch_size,
+        max_delay_s=said.max_delay_s,
+        weight=said.weight,
+        priority=said.priority,
+        max_concurrency=said.max_concurrency,
+        max_queued=said.max_queued,
         tenant=said.tenant,
     )
     if written is None:

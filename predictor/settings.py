@@ -73,12 +73,30 @@ class Settings(BaseSettings):
     )
     max_waiting: int = Field(1000, ge=1, description="Requests that may wait for a model at once; more get 503 + Retry-After.")
     max_in_flight: int = Field(1024, ge=1, description="Requests inside the pod at once; more get 429 + Retry-After.")
+    max_in_flight_per_model: int = Field(
+        512, ge=1, description="Of those, requests for one model; more get 429. A model's hearth.json may say less."
+    )
+    max_queued_per_model: int = Field(
+        512, ge=1, description="Requests of one model that may wait for its device; more get 429. hearth.json may say less."
+    )
     max_body_bytes: int = Field(64 << 20, ge=1024, description="Largest request body accepted, decompressed; more gets 413.")
     max_body_bytes_in_flight: int = Field(
         512 << 20, ge=1024, description="Bytes of request bodies inside the pod at once; more get 429 + Retry-After."
     )
+    max_body_bytes_in_flight_per_model: int = Field(
+        256 << 20, ge=1024, description="Of those, bytes of requests for one model; more get 429. A single request may pass it."
+    )
+    starvation_s: float = Field(
+        1.0, gt=0, description="A priority that waited so long for a device gets the next turn, whatever is more urgent."
+    )
     max_connections: int = Field(4096, ge=1, description="Open client connections per port; more are closed at once.")
     idle_timeout_s: float = Field(75.0, gt=0, description="A client connection idle, or sending, for longer is closed.")
+    busy_poll_us: int = Field(
+        200,
+        ge=0,
+        le=10_000,
+        description="Microseconds to look for the next request before sleeping, while that pays; 0: never.",
+    )
     fetch_part_bytes: int = Field(16 << 20, ge=1 << 16, description="Size of one ranged GET.")
     fetch_concurrency: int = Field(8, ge=1, le=64, description="Ranged GETs in flight per pod.")
     fetch_timeout_s: float = Field(20.0, gt=0, description="A connection to S3 silent for longer is given up and retried.")

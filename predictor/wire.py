@@ -8,10 +8,9 @@ stream has no place for it that survives coalescing.
 
 from __future__ import annotations
 
-import math
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import msgspec
@@ -169,11 +168,6 @@ FromWorker = Hello | Loaded | Unloaded | Ran | Failed
 _encoder: Final = msgspec.msgpack.Encoder()
 to_worker_decoder: Final = msgspec.msgpack.Decoder(ToWorker)
 from_worker_decoder: Final = msgspec.msgpack.Decoder(FromWorker)
-
-
-def elements(tensors: Sequence[Tensor]) -> int:
-    """The size of a request, as profiles count it: elements of all its tensors; for BYTES, bytes."""
-    return sum(tensor.size_bytes if tensor.datatype == "BYTES" else math.prod(tensor.shape) for tensor in tensors)
 
 
 def encode_head(message: ToWorker | FromWorker, body_bytes: int = 0) -> bytes:

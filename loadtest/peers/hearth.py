@@ -54,5 +54,6 @@ def files(case: Case) -> dict[str, bytes]:
         "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *case.workload.shape[1:]]}],
         "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, *case.workload.output[1:]]}],
         "parameters": case.workload.config,
+        "batching": {"max_batch_size": 64},
     }
     return {**contents, "hearth.json": json.dumps(manifest).encode()}

@@ -192,7 +192,7 @@ def admin_app(pod: Pod) -> FastAPI:
     @app.get("/hearth/v1/why/{name}", response_model=WhyReport)
     async def read_why(name: str) -> Response:
         """What happened to a model: loads, drops and failures, with the numbers of the moment. Loads nothing."""
-        report = Why(name, pod.cache.why(name))
+        report = Why(name, pod.cache.chronicle.why(name))
         if not report.events and name not in await pod.catalogue.names():
             raise UnknownModel(f"there is no model {name!r}, and none was here before")
         return Response(msgspec.json.encode(report), media_type="application/json")

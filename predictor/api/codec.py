@@ -74,6 +74,7 @@ class InferenceRequest(NamedTuple):
 
     id       echoed; None where the client gave none
     inputs   as the worker gets them, with their bytes in ``body``, one piece each
+    elements of all inputs, as profiles count them: for BYTES, bytes
     outputs  names of the wanted ones; empty: all
     binary   whether an output is wanted as binary data, where the client said so by name
     binary_otherwise  the same for all other outputs
@@ -82,6 +83,7 @@ class InferenceRequest(NamedTuple):
     id: str | None
     inputs: tuple[Tensor, ...]
     body: tuple[Buffer, ...]
+    elements: int
     outputs: tuple[str, ...]
     binary: dict[str, bool]
     binary_otherwise: bool
@@ -106,7 +108,7 @@ def decode(body: Buffer, json_length: bytes | None = None) -> InferenceRequest:
         raise MalformedRequest(f"the request's JSON is not a V2 inference request: {error}") from None
     except RecursionError:
         raise MalformedRequest("the request's JSON is not a V2 inference request: nested too deeply") from None
-    tensors, parts, at = [], [], 0
+    tensors, parts, at, elements = [], [], 0, 0
     for item in request.inputs:
         count = math.prod(item.shape)
         size_bytes = _binary_size(item)
@@ -114,31 +116,28 @@ def decode(body: Buffer, json_length: bytes | None = None) -> InferenceRequest:
             part: Buffer = _packed(item, count)
         else:
             part, at = _binary_part(item, count, rest, slice(at, at + size_bytes)), at + size_bytes
+        elements += len(part) if item.datatype == "BYTES" else count
         tensors.append(Tensor(item.name, item.datatype, item.shape, len(part)))
         parts.append(part)
     if rest is not None and at != len(rest):
         raise MalformedRequest(
             f"the inputs' binary_data_size add up to {at} bytes, the body has {len(rest)} bytes after its JSON of {len(text)}"
         )
-    if len({tensor.name for tensor in tensors}) != len(tensors):
+    if len(tensors) > 1 and len({tensor.name for tensor in tensors}) != len(tensors):
         raise MalformedRequest(f"the request has inputs of the same name: {_names(tensors)}")
     outputs, binary = _wanted(request.outputs) if request.outputs else ((), {})
     binary_otherwise = request.parameters is not None and request.parameters.binary_data_output
-    return InferenceRequest(request.id, tuple(tensors), tuple(parts), outputs, binary, binary_otherwise)
+    return InferenceRequest(request.id, tuple(tensors), tuple(parts), elements, outputs, binary, binary_otherwise)
 
 
-def encode(ref: ModelRef, request: InferenceRequest, tensors: Sequence[Tensor], body: Buffer) -> InferenceBody:
-    """Write an answer's body: ``tensors`` are the outputs, ``body`` their bytes in the same order.
+def encode(ref: ModelRef, request: InferenceRequest, tensors: Sequence[Tensor], parts: Sequence[Buffer]) -> InferenceBody:
+    """Write an answer's body: ``tensors`` are the outputs, ``parts`` their bytes, one each.
 
     Raises SchemaMismatch when an output asked for in JSON has no form there.
     """
     outputs: list[dict[str, object]] = []
     blobs: list[Buffer] = []
-    at = 0
-    view = memoryview(body)
-    for tensor in tensors:
-        part = view[at : at + tensor.size_bytes]
-        at += tensor.size_bytes
+    for tensor, part in zip(tensors, parts, strict=True):
         output: dict[str, object] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
         if request.binary.get(tensor.name, request.binary_otherwise):
             output["parameters"] = {"binary_data_size": tensor.size_bytes}

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Final, cast
 
 from predictor.api.message import Answering, Buffer, Cancellable, Request, Response, error_response, internal_error
+from predictor.api.polling import Polling
 from predictor.api.reader import Limits, Load, RequestReader
 from predictor.errors import HearthError, RequestTimedOut
 
@@ -52,6 +53,7 @@ class Service:
         self.draining = False
         self.date = b""
         self.emptied = asyncio.Event()
+        self.polling = Polling(load, limits.busy_poll_s)
 
 
 class Connection(asyncio.Protocol):
@@ -99,6 +101,8 @@ class Connection(asyncio.Protocol):
         if self._current is not None:
             service.load.requests -= 1
             service.load.body_bytes -= self._current.body_bytes
+            if self._current.host is not None:
+                self._current.host.leave(self._current)
             self._current = None
         if self._unflushed:
             service.load.requests -= 1
@@ -303,12 +307,15 @@ class Connection(asyncio.Protocol):
         self._current = None
         self._work = None
         service.load.body_bytes -= request.body_bytes
+        if request.host is not None:
+            request.host.leave(request)
         self.deadline_s = time.monotonic() + service.limits.idle_timeout_s
         if self._blocked:
             self._unflushed = True
             self.deadline_s += response.size_bytes / SLOWEST_BYTES_PER_S
         else:
             service.load.requests -= 1
+            service.polling.answered(self._loop)
         if not keep:
             self._end(linger=request.refusal is not None)
         elif not self._proceeding and (self._unread or self._queue or self._eof):

@@ -1,10 +1,10 @@
 """One inference, from decoded body to answer, on a lease that ends exactly once.
 
-Two ways through. A hot model's request is sent to the worker in the very callback that read it and answered in the
+Two ways through. A hot model's request is queued for its device in the very callback that read it, and answered in the
 callback that brings the result: no task, no coroutine. Everything else is held in a task: looking the model up, waiting
 for its load, and the one retry of what a dying worker had not computed.
 
-What stays out: bodies (codec.py), whether and when a model is ready (cache.py).
+What stays out: bodies (codec.py), whether and when a model is ready (cache.py), when it is a request's turn (dispatch.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from predictor.api import codec, schema
 from predictor.api.message import Answering, Request, Response, error_response, internal_error
@@ -27,31 +27,55 @@ from predictor.errors import (
     WorkerRestarting,
 )
 from predictor.model import ModelRef, ModelSpec
-from predictor.wire import elements
+from predictor.policy.batching import Priority
+from predictor.workers.dispatch import Answer, Job, Outcome
 
 if TYPE_CHECKING:
-    from prometheus_client import Counter, Histogram
-
     from predictor.lease import Lease
-    from predictor.workers.worker import Answer
 
 log = logging.getLogger(__name__)
 
 OCTETS: Final = b"application/octet-stream"
 ATTEMPTS: Final = 2
-"""A request whose worker died before computing it is sent once more, and so is one whose model was overwritten while it
-was fetched, or that found no memory on its device; a model that kills its worker, or is overwritten for ever, gets no third."""
+"""A request whose model was overwritten while it was fetched, or that found no memory on its device, is sent once more."""
+STARTS: Final = 4
+"""A request whose worker died before computing it, or while it computed it with others, is tried alone from then on, so
+often in all: each that kills its worker by itself ends there, and may have taken the others' turns with it."""
 MAX_DEADLINE_DIGITS: Final = 12
 _DEADLINE: Final = b"hearth-deadline-ms"
+_PRIORITY: Final = b"hearth-priority"
 _JSON_LENGTH: Final = b"inference-header-content-length"
+PRIORITIES: Final = {priority.name.lower().encode("ascii"): priority for priority in Priority}
+REMEMBERED: Final = 10_000
+"""Models whose traffic is remembered while they have none."""
+QUEUED_S: Final = 1e-4
+"""A shorter wait for the device is not told in Server-Timing: it is the event loop's own."""
 
 
-class _Meters(NamedTuple):
-    """One model's metrics of the hot path, looked up once: `labels()` alone costs 1.5 µs each time."""
+class Traffic:
+    """One model's requests inside this pod, and its metrics, looked up once: `labels()` alone costs 1.5 µs each time.
 
-    answered: Counter
-    hot_seconds: Histogram
-    compute_seconds: Histogram
+    inside      requests, from the moment their model is known until they are answered
+    body_bytes  of theirs
+    """
+
+    __slots__ = ("answered", "body_bytes", "hot_seconds", "inside", "max_inside", "name", "priority", "queue_seconds")
+
+    def __init__(self, pod: Pod, spec: ModelSpec) -> None:
+        ref, telemetry, most = spec.ref, pod.telemetry, pod.settings.max_in_flight_per_model
+        self.name = str(ref)
+        self.inside = 0
+        self.body_bytes = 0
+        self.max_inside = min(most, spec.max_concurrency or most)
+        self.priority = PRIORITIES[spec.priority.encode("ascii")]
+        self.answered = telemetry.counter("hearth_requests_total", ref.name, str(ref.version), "200")
+        self.hot_seconds = telemetry.histogram("hearth_request_seconds", ref.name, "hot")
+        self.queue_seconds = telemetry.histogram("hearth_queue_seconds", ref.name)
+
+    def leave(self, request: Request) -> None:
+        """The request was answered, or its client is gone."""
+        self.inside -= 1
+        self.body_bytes -= request.body_bytes
 
 
 class Inference:
@@ -59,13 +83,13 @@ class Inference:
 
     def __init__(self, pod: Pod) -> None:
         self._pod = pod
-        self._meters: dict[tuple[str, int], _Meters] = {}
+        self._traffic: dict[ModelRef, Traffic] = {}
         self._answered_once = False
 
     def __call__(self, request: Request, name: str, version: int | None) -> Answering:
         """Answer ``request`` for model ``name``; None: the version that is served."""
         pod = self._pod
-        ref = None
+        ref, lease = None, None
         try:
             if pod.load.requests > pod.settings.max_in_flight:
                 raise TooManyRequests(
@@ -76,39 +100,91 @@ class Inference:
             if spec is None:
                 return self._held(request, name, version)
             ref = spec.ref
+            traffic = self._enter(request, spec)
             wanted = codec.decode(request.body, request.headers.get(_JSON_LENGTH))
-            lease = pod.cache.hit(ref, elements(wanted.inputs))
+            lease = pod.cache.hit(ref, wanted.elements)
             if lease is None:
                 return self._held(request, name, version, wanted)
+            schema.check(ref, spec.inputs or lease.schema.inputs, wanted.inputs)
+            deadline_s = request.began_s + self._patience_s(request)
+            hot = _Hot(self, request, wanted, lease, priority=_priority(request, traffic), deadline_s=deadline_s)
+            lease.run(hot)
         except HearthError as error:
+            if lease is not None:
+                lease.release()
             return self.refusal(ref, error)
-        return _Hot(self, request, wanted, lease).start(spec)
+        return hot
+
+    def _enter(self, request: Request, spec: ModelSpec) -> Traffic:
+        """Count the request as its model's, from now on until the connection has done with it. Raises TooManyRequests."""
+        traffic = self._traffic.get(spec.ref) or self._new_traffic(spec)
+        if request.host is traffic:  # it was here before, and is tried again
+            return traffic
+        if traffic.inside >= traffic.max_inside:
+            raise TooManyRequests(
+                f"{traffic.inside} requests for model {traffic.name} are inside this pod already "
+                "(HEARTH_MAX_IN_FLIGHT_PER_MODEL, or limits.concurrency in its hearth.json): try again later",
+                retry_after_s=1.0,
+            )
+        most_bytes = self._pod.settings.max_body_bytes_in_flight_per_model
+        if traffic.body_bytes + request.body_bytes > most_bytes and traffic.inside:
+            raise TooManyRequests(
+                f"bodies of requests for model {traffic.name} inside this pod reach {most_bytes} bytes "
+                "(HEARTH_MAX_BODY_BYTES_IN_FLIGHT_PER_MODEL): try again later",
+                retry_after_s=1.0,
+            )
+        if request.host is not None:  # counted for an older revision
+            request.host.leave(request)
+        request.host = traffic
+        traffic.inside += 1
+        traffic.body_bytes += request.body_bytes
+        return traffic
+
+    def _new_traffic(self, spec: ModelSpec) -> Traffic:
+        if len(self._traffic) >= REMEMBERED:
+            self._traffic = {ref: traffic for ref, traffic in self._traffic.items() if traffic.inside}
+        traffic = self._traffic[spec.ref] = Traffic(self._pod, spec)
+        return traffic
 
     async def _held(
-        self, request: Request, name: str, version: int | None, wanted: codec.InferenceRequest | None = None
+        self,
+        request: Request,
+        name: str,
+        version: int | None,
+        wanted: codec.InferenceRequest | None = None,
+        *,
+        alone: bool = False,
     ) -> Response:
         """The slow way; in its own task, cancelled when the client goes."""
         ref = None
+        attempts = 0
         try:
             deadline_s = asyncio.get_running_loop().time() + self._patience_s(request)
-            for attempt in range(1, ATTEMPTS + 1):
+            while True:
+                attempts += 1
                 spec = await self._look_up(name, version, deadline_s)
                 ref = spec.ref
+                traffic = self._enter(request, spec)
                 if wanted is None:
                     wanted = codec.decode(request.body, request.headers.get(_JSON_LENGTH))
                 schema.check(ref, spec.inputs, wanted.inputs)  # what cannot run must not evict anything either
+                job = _Awaited(wanted, ref, alone=alone, priority=_priority(request, traffic), deadline_s=deadline_s)
                 try:
-                    return await self._leased(request, wanted, spec, deadline_s)
-                except (WorkerRestarting, ObjectChanged, OutOfMemory) as error:
-                    if attempt == ATTEMPTS:
+                    return await self._leased(request, wanted, spec, job)
+                except WorkerRestarting:
+                    if attempts >= STARTS:
                         raise
-                    if isinstance(error, ObjectChanged):
-                        self._pod.catalogue.forget(name)
-                    elif isinstance(error, OutOfMemory):
-                        self._pod.cache.exhausted(ref, elements(wanted.inputs))
+                    alone = True
+                except ObjectChanged:
+                    if attempts >= ATTEMPTS:
+                        raise
+                    self._pod.catalogue.forget(name)
+                except OutOfMemory:
+                    if attempts >= ATTEMPTS:
+                        raise
+                    self._pod.cache.exhausted(ref, wanted.elements)
         except HearthError as error:
             return self.refusal(ref, error)
-        raise AssertionError(f"{ATTEMPTS} attempts ended without an answer")
 
     async def _look_up(self, name: str, version: int | None, deadline_s: float) -> ModelSpec:
         try:
@@ -128,33 +204,42 @@ class Inference:
             raise MalformedRequest(f"Hearth-Deadline-Ms is a whole number of milliseconds above 0, not {shown!r}")
         return min(longest_s, int(told) / 1000)
 
-    async def _leased(self, request: Request, wanted: codec.InferenceRequest, spec: ModelSpec, deadline_s: float) -> Response:
-        lease = await self._pod.cache.lease(spec, deadline_s=deadline_s, elements=elements(wanted.inputs))
+    async def _leased(self, request: Request, wanted: codec.InferenceRequest, spec: ModelSpec, job: _Awaited) -> Response:
+        lease = await self._pod.cache.lease(spec, deadline_s=job.deadline_s, elements=wanted.elements)
         try:
             schema.check(lease.ref, spec.inputs or lease.schema.inputs, wanted.inputs)
-            answer = await lease.run(wanted.inputs, wanted.body, wanted.outputs)
-            return self.success(request, wanted, lease, answer)
+            lease.run(job)
+            outcome = await job.outcome
+            lease.measured(outcome)
+            if isinstance(outcome, HearthError):
+                raise outcome
+            return self.success(request, wanted, lease, job, outcome)
         finally:
-            lease.release()
+            # A client that goes away does not stop the worker: until that has done, the model is in use.
+            if job.outcome.cancelled() and not lease.device.withdraw(job):
+                job.abandoned = lease
+            else:
+                lease.release()
 
     # ---- answers ---------------------------------------------------------------------------------------------
 
-    def success(self, request: Request, wanted: codec.InferenceRequest, lease: Lease, answer: Answer) -> Response:
+    def success(self, request: Request, wanted: codec.InferenceRequest, lease: Lease, job: Job, answer: Answer) -> Response:
         """The answer, with what it cost. Raises SchemaMismatch when JSON cannot hold an output."""
         ref = lease.ref
-        body = codec.encode(ref, wanted, answer.outputs, answer.body)
-        meters = self._meters.get((ref.name, ref.version)) or self._new_meters(ref)
-        meters.answered.inc()
-        meters.compute_seconds.observe(answer.compute_s)
+        body = codec.encode(ref, wanted, answer.outputs, answer.parts)
+        traffic = self._traffic[ref]
+        traffic.answered.inc()
+        traffic.queue_seconds.observe(job.queued_s)
         seconds = time.monotonic() - request.began_s
         if lease.start == "hot":
-            meters.hot_seconds.observe(seconds)
+            traffic.hot_seconds.observe(seconds)
         else:
             self._pod.telemetry.histogram("hearth_request_seconds", ref.name, lease.start).observe(seconds)
         if not self._answered_once:
             self._first_answer()
         headers = (
-            f"Hearth-Start: {lease.start}\r\nServer-Timing: {_timing(lease)}compute;dur={answer.compute_s * 1e3:.2f}\r\n"
+            f"Hearth-Start: {lease.start}\r\n"
+            f"Server-Timing: {_timing(lease, job.queued_s)}compute;dur={answer.compute_s * 1e3:.2f}\r\n"
             f"Hearth-Version: {ref.version}\r\n{self._from()}"
         ).encode("ascii")
         if body.json_bytes is None:
@@ -175,20 +260,12 @@ class Inference:
     def again(self, request: Request, wanted: codec.InferenceRequest, ref: ModelRef, error: HearthError) -> None:
         """Hold a hot request whose worker died before it computed, or that found no memory."""
         if isinstance(error, OutOfMemory):
-            self._pod.cache.exhausted(ref, elements(wanted.inputs))
-        request.answer_later(self._held(request, ref.name, ref.version, wanted))
+            self._pod.cache.exhausted(ref, wanted.elements)
+        alone = isinstance(error, WorkerRestarting)
+        request.answer_later(self._held(request, ref.name, ref.version, wanted, alone=alone))
 
     def _from(self) -> str:
         return f"Hearth-Pod: {self._pod.name};up={self._pod.timeline.up_s:.3f}\r\n"
-
-    def _new_meters(self, ref: ModelRef) -> _Meters:
-        telemetry = self._pod.telemetry
-        meters = self._meters[ref.name, ref.version] = _Meters(
-            telemetry.counter("hearth_requests_total", ref.name, str(ref.version), "200"),
-            telemetry.histogram("hearth_request_seconds", ref.name, "hot"),
-            telemetry.histogram("hearth_compute_seconds", ref.name),
-        )
-        return meters
 
     def _first_answer(self) -> None:
         self._answered_once = True
@@ -197,49 +274,60 @@ class Inference:
             log.info("cold start: %s", _in_order(timeline.stages))
 
 
-class _Hot:
-    """A request whose model was ready: under way in the worker."""
+class _Hot(Job):
+    """A request whose model was ready: it waits for the device, or is computed. Answers by itself."""
 
-    __slots__ = ("_future", "_inference", "_lease", "_request", "_wanted")
+    __slots__ = ("_gone", "_inference", "_lease", "_request", "_wanted")
 
-    def __init__(self, inference: Inference, request: Request, wanted: codec.InferenceRequest, lease: Lease) -> None:
+    def __init__(
+        self,
+        inference: Inference,
+        request: Request,
+        wanted: codec.InferenceRequest,
+        lease: Lease,
+        *,
+        priority: Priority,
+        deadline_s: float,
+    ) -> None:
+        super().__init__(
+            lease.ref,
+            wanted.inputs,
+            wanted.body,
+            wanted.outputs,
+            elements=wanted.elements,
+            priority=priority,
+            deadline_s=deadline_s,
+        )
         self._inference = inference
         self._request = request
         self._wanted = wanted
         self._lease = lease
-
-    def start(self, spec: ModelSpec) -> Answering:
-        """Send it to the worker, if it is what ``spec`` or the loaded model takes."""
-        wanted, lease = self._wanted, self._lease
-        try:
-            schema.check(lease.ref, spec.inputs or lease.schema.inputs, wanted.inputs)
-            self._future = lease.run(wanted.inputs, wanted.body, wanted.outputs)
-        except BaseException as error:
-            lease.release()
-            if isinstance(error, HearthError):
-                return self._inference.refusal(lease.ref, error)
-            raise
-        self._future.add_done_callback(self._done)
-        return self
+        self._gone = False
 
     def cancel(self) -> None:
-        """The client is gone. The lease ends in ``_done``, which runs in any case."""
-        self._future.cancel()
+        """The client is gone. What is being computed ends in ``done`` all the same."""
+        self._gone = True
+        if self._lease.device.withdraw(self):
+            self._lease.release()
 
-    def _done(self, future: asyncio.Future[Answer]) -> None:
+    def done(self, outcome: Outcome) -> None:
+        """Called by the dispatcher."""
         try:
-            if not future.cancelled():
-                self._finish(future)
+            if not self._gone:
+                self._finish(outcome)
         finally:
             self._lease.release()
 
-    def _finish(self, future: asyncio.Future[Answer]) -> None:
-        inference, request, ref = self._inference, self._request, self._lease.ref
+    def _finish(self, outcome: Outcome) -> None:
+        inference, request, ref = self._inference, self._request, self.ref
         try:
-            response = inference.success(request, self._wanted, self._lease, future.result())
-        except (WorkerRestarting, OutOfMemory) as error:
-            inference.again(request, self._wanted, ref, error)
-            return
+            if isinstance(outcome, Answer):
+                response = inference.success(request, self._wanted, self._lease, self, outcome)
+            elif isinstance(outcome, (WorkerRestarting, OutOfMemory)):
+                inference.again(request, self._wanted, ref, outcome)
+                return
+            else:
+                response = inference.refusal(ref, outcome)
         except HearthError as error:
             response = inference.refusal(ref, error)
         except Exception as error:  # a request's root: unanswered, it would hang
@@ -248,11 +336,61 @@ class _Hot:
         request.answer(response)
 
 
-def _timing(lease: Lease) -> str:
+class _Awaited(Job):
+    """A request that a task waits for.
+
+    outcome    never an exception: what failed is its result
+    abandoned  to be released once it was computed: nobody waits any more
+    """
+
+    __slots__ = ("abandoned", "outcome")
+
+    def __init__(
+        self, wanted: codec.InferenceRequest, ref: ModelRef, *, alone: bool, priority: Priority, deadline_s: float
+    ) -> None:
+        super().__init__(
+            ref,
+            wanted.inputs,
+            wanted.body,
+            wanted.outputs,
+            elements=wanted.elements,
+            priority=priority,
+            deadline_s=deadline_s,
+        )
+        self.alone = alone
+        self.abandoned: Lease | None = None
+        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def done(self, outcome: Outcome) -> None:
+        """Called by the dispatcher."""
+        if self.abandoned is not None:
+            self.abandoned.release()
+        elif not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+
+def _priority(request: Request, traffic: Traffic) -> Priority:
+    """As the client says, else the model's."""
+    told = request.headers.get(_PRIORITY)
+    if told is None:
+        return traffic.priority
+    priority = PRIORITIES.get(told.lower())
+    if priority is None:
+        shown = told[:40].decode("latin-1")
+        raise MalformedRequest(f"Hearth-Priority is high, normal or batch, not {shown!r}")
+    return priority
+
+
+def _timing(lease: Lease, queued_s: float) -> str:
     """The stages before the computation that this request waited for; those it did not wait for are left out."""
     if lease.start == "hot":
-        return ""
-    stages = (("queue", lease.wait_s), ("fetch", lease.fetch_s), ("device", lease.device_s), ("build", lease.build_s))
+        return f"queue;dur={queued_s * 1e3:.2f}, " if queued_s > QUEUED_S else ""
+    stages = (
+        ("queue", lease.wait_s + queued_s),
+        ("fetch", lease.fetch_s),
+        ("device", lease.device_s),
+        ("build", lease.build_s),
+    )
     return "".join(f"{name};dur={seconds * 1e3:.2f}, " for name, seconds in stages if seconds > 0)
 
 

@@ -64,13 +64,21 @@ Answering: TypeAlias = "Response | Coroutine[Any, Any, Answering] | Cancellable"
 ``request.answer`` itself, which spares the hot path a task."""
 
 
+class Host(Protocol):
+    """Who counts requests."""
+
+    def leave(self, request: Request) -> None:
+        """The request was answered, or its client is gone."""
+
+
 class Request:
     """One request, complete.
 
     target     path and query as sent, percent-encoded
     headers    by lower-case name; repeated ones joined with ", "
     body       decompressed, if it came compressed
-    began_s    moment of the loop's clock at which its first byte was parsed
+    began_s    moment of CLOCK_MONOTONIC at which its first byte was parsed
+    host       who counts it, and is told when it leaves; None: nobody does
     """
 
     __slots__ = (
@@ -80,6 +88,7 @@ class Request:
         "body",
         "body_bytes",
         "headers",
+        "host",
         "keep_alive",
         "method",
         "path",
@@ -106,6 +115,7 @@ class Request:
         self.body_bytes = 0
         self.keep_alive = False
         self.refusal: HearthError | None = None
+        self.host: Host | None = None
 
     def answer(self, response: Response) -> None:
         """Send the answer. Does nothing if the client is gone."""

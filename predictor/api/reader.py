@@ -38,12 +38,13 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds of settings.py that the HTTP layer keeps itself."""
+    """What settings.py says of the HTTP layer."""
 
     max_body_bytes: int
     max_body_bytes_in_flight: int
     max_connections: int
     idle_timeout_s: float
+    busy_poll_s: float = 0.0
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
@@ -53,6 +54,7 @@ class Limits:
             settings.max_body_bytes_in_flight,
             settings.max_connections,
             settings.idle_timeout_s,
+            settings.busy_poll_us / 1e6,
         )
 
 

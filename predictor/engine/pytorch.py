@@ -56,7 +56,9 @@ class TorchModel:
 
     def run(self, inputs: list[Input], wanted: tuple[str, ...]) -> list[Output]:
         """Inputs bind by name to forward's arguments, else in the manifest's order, else in the request's."""
-        tensors = {tensor.name: to_torch(tensor, data).to(self._device) for tensor, data in inputs}
+        tensors = {tensor.name: to_torch(tensor, data) for tensor, data in inputs}
+        if self._device != HOST:
+            tensors = {name: tensor.to(self._device) for name, tensor in tensors.items()}
         with torch.inference_mode():
             if self._arguments.issuperset(tensors):
                 result = self._module(**tensors)

@@ -64,9 +64,14 @@ def from_torch(name: str, value: torch.Tensor) -> Output:
     datatype = FROM_TORCH.get(value.dtype)
     if datatype is None:
         raise ModelFailed(f"output {name!r} has dtype {value.dtype}, for which V2 has no datatype: convert it in the model")
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    data = flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
-    return Tensor(name, datatype, tuple(value.shape), data.nbytes), data
+    if value.device.type != "cpu" or not value.is_contiguous():
+        value = value.cpu().contiguous()
+    if not value.numel():
+        return Tensor(name, datatype, tuple(value.shape), 0), memoryview(b"")
+    # numpy knows no bfloat16; for the rest, viewing the array as bytes is cheaper than viewing the tensor.
+    array = value.detach().view(torch.int16).numpy() if value.dtype is torch.bfloat16 else value.detach().numpy()
+    data = array.reshape(-1).data.cast("B")
+    return Tensor(name, datatype, tuple(value.shape), len(data)), data
 
 
 def to_numpy(tensor: Tensor, data: memoryview) -> np.ndarray[Any, Any]:

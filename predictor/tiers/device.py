@@ -5,17 +5,18 @@ What stays out: torch (engine/), keeping the process alive (workers/), when to p
 
 from __future__ import annotations
 
-from asyncio import Future
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from predictor.errors import WorkerDied
 from predictor.model import ModelFormat, ModelRef, ModelSpec
+from predictor.policy.batching import Terms
 from predictor.policy.residency import Footprint
 from predictor.tiers.ram import SharedMemory
-from predictor.wire import Loaded, Tensor
-from predictor.workers.worker import Answer, Worker
+from predictor.wire import Loaded
+from predictor.workers.dispatch import Dispatcher, Job
+from predictor.workers.worker import Worker
 
 ONNX_COPIES: Final = 2
 """What a session is taken to hold until it was measured, in sizes of its file: 1.03 for plain multiplications, whose weights
@@ -31,8 +32,6 @@ three of its size for the milliseconds of its build: 41 % of the demo's requests
 ASIDE_BYTES: Final = 1 << 20
 """What building takes beside weights: the module's or graph's own objects. 0.1 to 1.3 MB measured."""
 
-Buffer = bytes | bytearray | memoryview
-
 
 class DeviceTier(Protocol):
     """What the cache asks of one device; the real one and the tests' fake keep the same contract."""
@@ -46,24 +45,24 @@ class DeviceTier(Protocol):
     async def drop(self, ref: ModelRef) -> None:
         """Free what the model took. Idempotent; returns at once when the worker that held it is gone."""
 
-    def run(
-        self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, outputs: Sequence[str], measure: bool
-    ) -> Future[Answer]:
-        """Compute; sent before this returns. The future fails with ModelFailed, SchemaMismatch, OutOfMemory or WorkerDied.
+    def run(self, job: Job, terms: Terms) -> None:
+        """Have it computed; ``job.done`` is told the outcome. Raises TooManyRequests, DeadlineExceeded instead of starting."""
 
-        measure  have the answer tell what it took at its highest
-        """
+    def withdraw(self, job: Job) -> bool:
+        """Forget a job that only waits. False: it is being computed, or is done."""
 
 
 class WorkerDevice:
     """The real device tier: asks a worker process.
 
+    dispatcher    sends to the worker
     copy          the device copy gets bytes of its own (a GPU always; a CPU with HEARTH_CPU_COPY)
     budget_bytes  what the device may hold: no probe takes more
     """
 
-    def __init__(self, worker: Worker, ram: SharedMemory, *, copy: bool, budget_bytes: int) -> None:
+    def __init__(self, worker: Worker, dispatcher: Dispatcher, ram: SharedMemory, *, copy: bool, budget_bytes: int) -> None:
         self.worker = worker
+        self._dispatcher = dispatcher
         self._ram = ram
         self._copy = copy
         self._budget_bytes = budget_bytes
@@ -88,11 +87,13 @@ class WorkerDevice:
         except WorkerDied:
             return
 
-    def run(
-        self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, outputs: Sequence[str], measure: bool
-    ) -> Future[Answer]:
-        """Send one request to the worker."""
-        return self.worker.run(ref, inputs, body, outputs, measure=measure)
+    def run(self, job: Job, terms: Terms) -> None:
+        """Queue one request for the worker."""
+        self._dispatcher.submit(job, terms)
+
+    def withdraw(self, job: Job) -> bool:
+        """As the dispatcher has it."""
+        return self._dispatcher.withdraw(job)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple, TypeAlias, cast
 
 import msgspec
 
@@ -17,7 +17,8 @@ from predictor.errors import HearthError, ModelFailed
 from predictor.wire import Failed, Frames, FromWorker, Hello, Ran, ToWorker, encode_head, from_worker_decoder
 
 Buffer = bytes | bytearray | memoryview
-Reply = tuple[FromWorker, memoryview]
+Reply: TypeAlias = "tuple[FromWorker, memoryview] | HearthError"
+"""What a worker answered, with the bytes that came with it; or what went wrong."""
 
 JOINED_BYTES: Final = 64 << 10
 """Up to this size one copy into one write is cheaper than a vectored write."""
@@ -26,7 +27,7 @@ JOINED_BYTES: Final = 64 << 10
 class Pending(NamedTuple):
     """A request that the worker has not answered yet."""
 
-    answer: asyncio.Future[Reply]
+    answer: Callable[[Reply], None]
     sent_s: float
     computes: bool
 
@@ -62,33 +63,49 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Called by the loop with whatever the worker wrote."""
         try:
-            for header, body in self._frames.feed(data):
-                self._answer(from_worker_decoder.decode(header), body)
+            replies = [(from_worker_decoder.decode(header), body) for header, body in self._frames.feed(data)]
         except (ValueError, msgspec.MsgspecError):
             self.abort()  # not our protocol any more: a worker that writes garbage is a dead worker
+            return
+        for message, body in replies:
+            self._answer(message, body)
 
     def next_id(self) -> int:
         """An id no message of this link had."""
         return next(self._ids)
 
-    def send(self, message: ToWorker, body: Sequence[Buffer] = (), *, computes: bool = False) -> asyncio.Future[Reply]:
-        """Write the message, answer with what the worker replies. The future fails with what the worker says went wrong.
+    def send(
+        self, message: ToWorker, body: Sequence[Buffer] = (), *, answer: Callable[[Reply], None], computes: bool = False
+    ) -> None:
+        """Write the message; ``answer`` is called with what the worker replies, or with what ended it; not before this returns.
 
         computes  the worker handles it on its computing thread, in order
         """
-        answer: asyncio.Future[Reply] = self._loop.create_future()
         self.pending[message.id] = Pending(answer, self._loop.time(), computes)
-        # A transport that closes raises on write under uvloop; who waits is failed when the link's end is handled.
-        if self._transport is not None and not self._transport.is_closing():
-            body_bytes = sum(len(part) for part in body)
-            head = encode_head(message, body_bytes)
-            if not body:
-                self._transport.write(head)
-            elif body_bytes <= JOINED_BYTES:
-                self._transport.write(b"".join((head, *body)))
+        # A transport that closes raises on write under uvloop; who waits is told when the link's end is handled.
+        if self._transport is None or self._transport.is_closing():
+            return
+        body_bytes = sum(map(len, body))
+        head = encode_head(message, body_bytes)
+        if body_bytes <= JOINED_BYTES:
+            self._transport.write(b"".join((head, *body)))
+        else:
+            self._transport.writelines((head, *body))
+
+    async def ask(self, message: ToWorker, *, computes: bool = False) -> FromWorker:
+        """Write the message and wait for the reply. Raises what went wrong."""
+        reply: asyncio.Future[FromWorker] = self._loop.create_future()
+
+        def answered(outcome: Reply) -> None:
+            if reply.done():  # whoever asked went away
+                return
+            if isinstance(outcome, HearthError):
+                reply.set_exception(outcome)
             else:
-                self._transport.writelines((head, *body))
-        return answer
+                reply.set_result(outcome[0])
+
+        self.send(message, answer=answered, computes=computes)
+        return await reply
 
     def abort(self) -> None:
         """Close at once."""
@@ -99,8 +116,7 @@ class Link(asyncio.Protocol):
         """Give every request that was not answered the error that ``why`` makes of it."""
         pending, self.pending = self.pending, {}
         for number, request in pending.items():
-            if not request.answer.done():
-                request.answer.set_exception(why(number, request))
+            request.answer(why(number, request))
 
     def _answer(self, message: FromWorker, body: memoryview) -> None:
         if isinstance(message, Hello):
@@ -111,12 +127,7 @@ class Link(asyncio.Protocol):
             return
         if request.computes or isinstance(message, Ran):
             self.answered_s = self._loop.time()
-        if request.answer.done():  # whoever asked went away
-            return
-        if isinstance(message, Failed):
-            request.answer.set_exception(_error(message))
-        else:
-            request.answer.set_result((message, body))
+        request.answer(_error(message) if isinstance(message, Failed) else (message, body))
 
 
 def _error(failed: Failed) -> HearthError:

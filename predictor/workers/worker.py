@@ -9,13 +9,15 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, Protocol
+from itertools import accumulate
+from typing import Final, Protocol
 
 from predictor import wire
 from predictor.errors import HearthError, LoadFailed, ModelFailed, WorkerDied, WorkerRestarting
 from predictor.model import ModelRef, ModelSpec, TensorSpec
-from predictor.wire import Field, File, Hello, Load, Loaded, Ran, Run, Tensor, Unload, send_pool
-from predictor.workers.link import Buffer, Link, Reply
+from predictor.wire import Field, File, FromWorker, Hello, Load, Loaded, Ran, Run, Unload, send_pool
+from predictor.workers.dispatch import Answer, Outcome, Work
+from predictor.workers.link import Link, Reply
 from predictor.workers.spawn import Spawned, spawn
 
 log = logging.getLogger(__name__)
@@ -44,15 +46,6 @@ class Pool(Protocol):
     reader: int
 
 
-class Answer(NamedTuple):
-    """What a model computed. ``body`` holds the outputs' bytes one after another; ``peak_bytes`` as wire.Ran has it."""
-
-    outputs: tuple[Tensor, ...]
-    body: Buffer
-    compute_s: float
-    peak_bytes: int = -1
-
-
 class Worker:
     """One worker process and its successors.
 
@@ -74,7 +67,7 @@ class Worker:
         limit_bytes: int = 0,
         build_timeout_s: float,
         execute_timeout_s: float,
-        on_ready: Callable[[Hello], None],
+        on_ready: Callable[[Hello], object],
         on_lost: Callable[[], None],
         on_death: Callable[[str], None],
         first: Spawned | None = None,
@@ -143,7 +136,7 @@ class Worker:
         self._held[spec.ref.key] = link
         try:
             async with asyncio.timeout(self._build_timeout_s):
-                loaded, _ = await link.send(message)
+                loaded = await link.ask(message)
         except TimeoutError:
             reason = f"model {spec.ref} was not built within {self._build_timeout_s:g} s (HEARTH_BUILD_TIMEOUT_S)"
             self._kill(reason)
@@ -167,40 +160,24 @@ class Worker:
         if link.closed.done():
             await asyncio.shield(link.ended)
             return
-        await link.send(Unload(link.next_id(), ref.key), computes=True)
+        await link.ask(Unload(link.next_id(), ref.key), computes=True)
 
-    def run(
-        self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], outputs: Sequence[str], *, measure: bool = False
-    ) -> asyncio.Future[Answer]:
-        """Send one request.
+    def run(self, work: Work, done: Callable[[Outcome], None]) -> None:
+        """Send one batch.
 
-        measure  have the answer tell what it took at its highest
-
-        Fails with ModelFailed, SchemaMismatch, OutOfMemory, WorkerDied, or WorkerRestarting if it never began.
+        done  told the Answer, or ModelFailed, SchemaMismatch, OutOfMemory, WorkerDied, or WorkerRestarting if it never
+              began; not before this returns
         """
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        link = self._held.get(ref.key)
+        link = self._held.get(work.ref.key)
         if link is None or link.closed.done():
-            future.set_exception(_restarting(ref.key))
-            return future
-        message = Run(link.next_id(), ref.key, tuple(inputs), tuple(outputs), measure)
-        reply = link.send(message, body, computes=True)
+            asyncio.get_running_loop().call_soon(done, _restarting(work.ref.key))
+            return
 
-        def deliver(reply: asyncio.Future[Reply]) -> None:
-            if future.done():
-                if not reply.cancelled():
-                    reply.exception()  # nobody is left to hear it
-                return
-            error = reply.exception()
-            if error is not None:
-                future.set_exception(error)
-                return
-            ran, tensors = reply.result()
-            assert isinstance(ran, Ran), f"a Run was answered by {ran}"
-            future.set_result(Answer(ran.outputs, tensors, ran.compute_s, ran.peak_bytes))
+        def deliver(reply: Reply) -> None:
+            done(reply if isinstance(reply, HearthError) else _answer(*reply))
 
-        reply.add_done_callback(deliver)
-        return future
+        message = Run(link.next_id(), work.ref.key, work.inputs, work.outputs, work.measure)
+        link.send(message, work.body, answer=deliver, computes=True)
 
     # ---- supervision -----------------------------------------------------------------------------------------
 
@@ -313,6 +290,16 @@ class Worker:
             f"request itself was the cause",
             retry_after_s=1.0,
         )
+
+
+def _answer(ran: FromWorker, body: memoryview) -> Answer:
+    assert isinstance(ran, Ran), f"a Run was answered by {ran}"
+    outputs = ran.outputs
+    if len(outputs) == 1:
+        return Answer(outputs, (body,), ran.compute_s, peak_bytes=ran.peak_bytes)
+    ends = tuple(accumulate(tensor.size_bytes for tensor in outputs))
+    parts = tuple(body[end - tensor.size_bytes : end] for tensor, end in zip(outputs, ends, strict=True))
+    return Answer(outputs, parts, ran.compute_s, peak_bytes=ran.peak_bytes)
 
 
 def _restarting(key: str) -> WorkerRestarting:

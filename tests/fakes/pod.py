@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
+from itertools import accumulate
 from typing import Any, Self, TypeVar
 
 import uvloop
@@ -23,14 +24,14 @@ from predictor.cache import Cache
 from predictor.errors import HearthError, SchemaMismatch, UnknownModel
 from predictor.hops import Hops
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec, TensorSpec
+from predictor.policy.batching import Terms
 from predictor.policy.demand import Demand
 from predictor.policy.ledger import Ledger
 from predictor.policy.residency import RAM, Place
 from predictor.settings import Settings
-from predictor.telemetry import Telemetry, Timeline
-from predictor.tiers.device import Buffer
+from predictor.telemetry import Batches, Telemetry, Timeline
 from predictor.wire import Field, Loaded, Tensor
-from predictor.workers.worker import Answer
+from predictor.workers.dispatch import Answer, Buffer, Dispatcher, Job, Outcome, Work
 from tests.fakes.profiles import HEADROOM_BYTES, KnownProfiles
 from tests.fakes.tiers import FakeRam
 
@@ -41,11 +42,17 @@ PATIENCE_S = 10.0
 
 
 def model(
-    name: str, version: int = 1, *, inputs: tuple[TensorSpec, ...] = (), outputs: tuple[TensorSpec, ...] = (), pages: int = 1
+    name: str,
+    version: int = 1,
+    *,
+    inputs: tuple[TensorSpec, ...] = (),
+    outputs: tuple[TensorSpec, ...] = (),
+    pages: int = 1,
+    **more: Any,
 ) -> ModelSpec:
-    """A spec as the catalogue makes them."""
+    """A spec as the catalogue makes them; ``more`` of its fields."""
     file = FileSpec("model.onnx", f"{name}/{version}/model.onnx", "etag", pages * 4096)
-    return ModelSpec(ModelRef("default", name, version), ModelFormat.ONNX, "bucket", (file,), inputs, outputs)
+    return ModelSpec(ModelRef("default", name, version), ModelFormat.ONNX, "bucket", (file,), inputs, outputs, **more)
 
 
 class FakeCatalogue:
@@ -92,6 +99,8 @@ class ComputingDevice:
     fails       errors that the next runs of a model fail with, in order
     load_fails  the same for its loads
     held        names whose runs wait for ``let_go``
+    ran, rows   computations of each model, and the first dimension of each one's first input
+    withdrawn   requests that were forgotten before their turn
     """
 
     def __init__(self) -> None:
@@ -101,7 +110,10 @@ class ComputingDevice:
         self.load_fails: dict[str, list[HearthError]] = {}
         self.held: set[str] = set()
         self.ran: Counter[str] = Counter()
-        self.cancelled: Counter[str] = Counter()
+        self.withdrawn: Counter[str] = Counter()
+        self.rows: dict[str, list[int]] = {}
+        self.telemetry = Telemetry()
+        self.dispatcher = Dispatcher(self._send, on_batch=Batches(self.telemetry))
         self._waiting: dict[str, list[Callable[[], None]]] = {}
 
     async def promote(self, spec: ModelSpec, *, probe: bool) -> Loaded:
@@ -113,42 +125,39 @@ class ComputingDevice:
     async def drop(self, ref: ModelRef) -> None:
         return
 
-    def run(
-        self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, outputs: Sequence[str], measure: bool
-    ) -> asyncio.Future[Answer]:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
-        self.ran[ref.name] += 1
+    def run(self, job: Job, terms: Terms) -> None:
+        self.dispatcher.submit(job, terms)
+
+    def withdraw(self, job: Job) -> bool:
+        withdrawn = self.dispatcher.withdraw(job)
+        self.withdrawn[job.ref.name] += withdrawn
+        return withdrawn
+
+    def _send(self, work: Work, done: Callable[[Outcome], None]) -> None:
+        name = work.ref.name
+        self.ran[name] += 1
+        self.rows.setdefault(name, []).append(work.inputs[0].shape[0] if work.inputs and work.inputs[0].shape else 0)
 
         def finish() -> None:
-            if future.cancelled():
-                self.cancelled[ref.name] += 1
-            elif self.fails.get(ref.name):
-                future.set_exception(self.fails[ref.name].pop(0))
-            else:
-                self._finish(future, ref, inputs, body, outputs)
+            done(self.fails[name].pop(0) if self.fails.get(name) else self._computed(work))
 
-        if ref.name in self.held:
-            self._waiting.setdefault(ref.name, []).append(finish)
-            future.add_done_callback(lambda future: finish() if future.cancelled() else None)
+        if name in self.held:
+            self._waiting.setdefault(name, []).append(finish)
         else:
-            loop.call_soon(finish)
-        return future
+            asyncio.get_running_loop().call_soon(finish)
 
-    def _finish(
-        self,
-        future: asyncio.Future[Answer],
-        ref: ModelRef,
-        inputs: Sequence[Tensor],
-        body: Sequence[Buffer],
-        outputs: Sequence[str],
-    ) -> None:
-        answer = self.computes.get(ref.name, echo)(inputs, body)
-        unknown = set(outputs) - {tensor.name for tensor in answer.outputs}
+    def _computed(self, work: Work) -> Outcome:
+        whole = memoryview(b"".join(work.body))
+        ends = tuple(accumulate(tensor.size_bytes for tensor in work.inputs))
+        body = [whole[end - one.size_bytes : end] for one, end in zip(work.inputs, ends, strict=True)]
+        try:
+            answer = self.computes.get(work.ref.name, echo)(work.inputs, body)
+        except HearthError as error:
+            return error
+        unknown = set(work.outputs) - {tensor.name for tensor in answer.outputs}
         if unknown:
-            future.set_exception(SchemaMismatch(f"model {ref} has no output {', '.join(sorted(unknown))}"))
-        else:
-            future.set_result(answer)
+            return SchemaMismatch(f"model {work.ref} has no output {', '.join(sorted(unknown))}")
+        return answer
 
     def let_go(self, name: str) -> None:
         """Let the held runs of ``name`` end."""
@@ -163,19 +172,19 @@ class ComputingDevice:
 
 def echo(inputs: Sequence[Tensor], body: Sequence[Buffer]) -> Answer:
     """The inputs as outputs."""
-    return Answer(tuple(inputs), b"".join(body), 0.0005)
+    return Answer(tuple(inputs), tuple(body), 0.0005)
 
 
 def double(inputs: Sequence[Tensor], body: Sequence[Buffer]) -> Answer:
     """FP32 ``x`` → ``y`` = 2 x."""
     layout = struct.Struct(f"<{inputs[0].size_bytes // 4}f")
     values = layout.pack(*(2 * value for value in layout.unpack(body[0])))
-    return Answer((Tensor("y", "FP32", inputs[0].shape, len(values)),), values, 0.0005)
+    return Answer((Tensor("y", "FP32", inputs[0].shape, len(values)),), (values,), 0.0005)
 
 
 def make_pod(settings: Settings, catalogue: FakeCatalogue, device: ComputingDevice, ram: FakeRam) -> Pod:
     """A pod over fakes, with the real cache."""
-    telemetry, timeline = Telemetry(), Timeline()
+    telemetry, timeline = device.telemetry, Timeline()
     cache = Cache(
         Ledger({RAM: 100 * 4096, Place(0): 100 * 4096 + HEADROOM_BYTES}, Demand()),
         Hops(ram, [device]),

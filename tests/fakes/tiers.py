@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
+from itertools import accumulate
 
 from predictor.errors import HearthError, WorkerDied
 from predictor.model import ModelRef, ModelSpec
-from predictor.tiers.device import Buffer
+from predictor.policy.batching import Terms
 from predictor.tiers.disk_files import DiskFault
 from predictor.tiers.scattered import Scattered
-from predictor.wire import Loaded, Peak, Tensor
-from predictor.workers.worker import Answer
+from predictor.wire import Loaded, Peak
+from predictor.workers.dispatch import Answer, Dispatcher, Job, Outcome, Work
 
 Delay = Callable[[ModelRef], float]
 
@@ -108,6 +109,8 @@ class FakeDevice:
         self.peaks: dict[str, int] = {}
         self.run_fails: dict[str, list[HearthError]] = {}
         self.dead = asyncio.Event()
+        self.runs = 0
+        self.dispatcher = Dispatcher(self._send, clock=lambda: asyncio.get_running_loop().time())
 
     async def promote(self, spec: ModelSpec, *, probe: bool) -> Loaded:
         assert spec.ref in self.ram.present, f"{spec.ref} is not in RAM"
@@ -126,25 +129,30 @@ class FakeDevice:
         await asyncio.sleep(0.01)
         self.present.discard(ref)
 
-    def run(
-        self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, outputs: Sequence[str], measure: bool
-    ) -> asyncio.Future[Answer]:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
+    def run(self, job: Job, terms: Terms) -> None:
+        self.dispatcher.submit(job, terms)
+
+    def withdraw(self, job: Job) -> bool:
+        return self.dispatcher.withdraw(job)
+
+    def _send(self, work: Work, done: Callable[[Outcome], None]) -> None:
+        self.runs += 1
 
         def answer() -> None:
-            if future.done():
-                return
-            if self.run_fails.get(ref.name):
-                future.set_exception(self.run_fails[ref.name].pop(0))
-            elif ref in self.present:
-                peak_bytes = self.peaks.get(ref.name, -1) if measure else -1
-                future.set_result(Answer(tuple(inputs), b"".join(body), self.run_s, peak_bytes))
+            name = work.ref.name
+            if self.run_fails.get(name):
+                done(self.run_fails[name].pop(0))
+            elif work.ref in self.present:
+                peak_bytes = self.peaks.get(name, -1) if work.measure else -1
+                # An echo: the bytes of each input, whatever pieces they came in.
+                whole = memoryview(b"".join(work.body))
+                ends = tuple(accumulate(tensor.size_bytes for tensor in work.inputs))
+                parts = tuple(whole[end - one.size_bytes : end] for one, end in zip(work.inputs, ends, strict=True))
+                done(Answer(work.inputs, parts, self.run_s, peak_bytes=peak_bytes))
             else:
-                future.set_exception(WorkerDied(f"{ref} is not here"))
+                done(WorkerDied(f"{work.ref} is not here"))
 
-        loop.call_later(self.run_s, answer)
-        return future
+        asyncio.get_running_loop().call_later(self.run_s, answer)
 
     def die(self) -> None:
         """Lose everything, as a killed worker does."""

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from predictor.api.inference import STARTS
 from predictor.api.message import Answering, Request
 from predictor.api.pod import PodState
 from predictor.errors import (
@@ -26,7 +27,7 @@ from predictor.errors import (
 )
 from predictor.model import TensorSpec
 from predictor.wire import Field, Tensor
-from predictor.workers.worker import Answer
+from predictor.workers.dispatch import Answer
 from tests.fakes.pod import ServedPod, double, model
 
 X = TensorSpec("x", "FP32", (-1, 2))
@@ -219,7 +220,7 @@ def test_a_model_that_raises_is_500_and_the_next_request_is_served(served: Serve
 
 def test_an_answer_that_contradicts_itself_is_500_and_no_hang(served: ServedPod, client: httpx.Client) -> None:
     assert infer(client).status_code == 200
-    served.device.computes["double"] = lambda *_: Answer((Tensor("y", "FP32", (1, 2), 8),), b"\0" * 3, 0.0)
+    served.device.computes["double"] = lambda *_: Answer((Tensor("y", "FP32", (1, 2), 8),), (b"\0" * 3,), 0.0)
 
     assert infer(client).status_code == 500
 
@@ -236,7 +237,7 @@ def test_a_request_whose_worker_died_before_computing_it_is_sent_once_more(
 
 
 def test_a_request_whose_worker_dies_again_and_again_is_refused(served: ServedPod, client: httpx.Client) -> None:
-    served.device.fails["double"] = [WorkerRestarting("the worker ended", retry_after_s=0.1) for _ in range(2)]
+    served.device.fails["double"] = [WorkerRestarting("the worker ended", retry_after_s=0.1) for _ in range(STARTS)]
 
     reply = infer(client)
 

@@ -17,6 +17,7 @@ from predictor.policy.ledger import Ledger
 from predictor.policy.residency import DISK, RAM, Place
 from predictor.profiles import Profiles
 from predictor.telemetry import Telemetry, Timeline
+from tests.fakes.jobs import compute
 from tests.fakes.profiles import HEADROOM_BYTES, KnownProfiles, disk_bytes
 from tests.fakes.tiers import FakeDevice, FakeDisk, FakeRam
 
@@ -71,7 +72,7 @@ class Rig:
         loop = asyncio.get_running_loop()
         lease = await self.cache.lease(spec, deadline_s=loop.time() + patience_s)
         try:
-            await lease.run((), (b"payload",), ())
+            await compute(lease)
             return lease.start
         finally:
             lease.release()
@@ -98,12 +99,12 @@ async def test_both_sides_remember_why_a_copy_went() -> None:
     rig = Rig(device_pages=1)
     for name in "ab":
         await rig.ask(model(name))
-    victim, newcomer = rig.cache.why("a")[-1], rig.cache.why("b")[-2]
+    victim, newcomer = rig.cache.chronicle.why("a")[-1], rig.cache.chronicle.why("b")[-2]
     assert (victim.what, victim.place, victim.cause, victim.other) == ("dropped", "device 0", "room", "b:1")
     assert (newcomer.what, newcomer.other) == ("pushed out", "a:1")
     assert victim.value == newcomer.value > 0.0
-    assert [event.what for event in rig.cache.why("a")] == ["loaded", "loaded", "dropped"]
-    assert rig.cache.why("nobody") == ()
+    assert [event.what for event in rig.cache.chronicle.why("a")] == ["loaded", "loaded", "dropped"]
+    assert rig.cache.chronicle.why("nobody") == ()
 
 
 async def test_a_model_dropped_from_the_device_comes_back_from_ram() -> None:

@@ -15,6 +15,7 @@ from predictor.profiles import Profiles
 from predictor.tiers.device import Placement
 from predictor.tiers.disk_files import DiskFault, Fault
 from predictor.wire import Peak, Tensor
+from tests.fakes.jobs import compute
 from tests.fakes.profiles import HEADROOM_BYTES, at_once
 from tests.predictor.test_cache import PAGE, Rig, model
 
@@ -31,7 +32,7 @@ def measuring(pages: int = 4, *, copies: bool = True) -> Profiles:
 async def ask(rig: Rig, spec: ModelSpec, elements: int) -> str:
     lease = await rig.cache.lease(spec, deadline_s=asyncio.get_running_loop().time() + 60, elements=elements)
     try:
-        await lease.run((Tensor("x", "FP32", (elements,), 4 * elements),), (), ())
+        await compute(lease, (Tensor("x", "FP32", (elements,), 0),))
         return lease.start
     finally:
         lease.release()

@@ -130,6 +130,10 @@ def test_what_the_manifest_says_is_taken_over_what_could_be_recognised() -> None
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1]}],
         "parameters": {"a": 1},
         "max_batch_size": 4,
+        "batching": {"max_delay_ms": 5},
+        "weight": 0.5,
+        "priority": "high",
+        "limits": {"concurrency": 2, "queue": 1},
     }
     spec = served({**ONNX, **PYTORCH, "extra.bin": 7}, document)
     assert spec.format is ModelFormat.ONNX
@@ -140,6 +144,8 @@ def test_what_the_manifest_says_is_taken_over_what_could_be_recognised() -> None
     assert [file.checksums for file in spec.files] == [PartChecksums("xxh3_64", 65536, ("abcdef0123456789",)), None]
     assert spec.tenant == "team-a"
     assert hash(spec)
+    assert (spec.max_delay_s, spec.weight, spec.priority) == (0.005, 0.5, "high")
+    assert (spec.max_concurrency, spec.max_queued) == (2, 1)
     assert (spec.inputs[0].name, json.loads(spec.parameters_json), spec.max_batch_size) == ("x", {"a": 1}, 4)
 
 

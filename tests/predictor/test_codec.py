@@ -68,7 +68,7 @@ def tensor(data: Any = None, shape: Any = (2,), datatype: str = "FP32", name: st
 
 
 def plain(**changes: Any) -> InferenceRequest:
-    return InferenceRequest(None, (), (), (), {}, binary_otherwise=False)._replace(**changes)
+    return InferenceRequest(None, (), (), 0, (), {}, binary_otherwise=False)._replace(**changes)
 
 
 def told(text: Buffer) -> Any:
@@ -93,7 +93,7 @@ def test_json_numbers_become_the_bytes_that_numpy_makes_of_them_and_come_back_th
 
     assert decoded.inputs == (Tensor("x", datatype, tuple(shape), len(expected)),)
     assert b"".join(decoded.body) == expected
-    text = codec.encode(REF, decoded, decoded.inputs, expected).pieces[0]
+    text = codec.encode(REF, decoded, decoded.inputs, (expected,)).pieces[0]
     assert told(text)["outputs"][0]["data"] == values
 
 
@@ -115,7 +115,7 @@ def test_strings_become_length_prefixed_utf_8_and_come_back_the_same(texts: list
     decoded = codec.decode(request(tensor(texts, [len(texts)], "BYTES")))
 
     assert decoded.body[0] == strings(*(text.encode() for text in texts))
-    text = codec.encode(REF, decoded, decoded.inputs, decoded.body[0]).pieces[0]
+    text = codec.encode(REF, decoded, decoded.inputs, decoded.body).pieces[0]
     assert told(text)["outputs"][0]["data"] == texts
 
 
@@ -138,7 +138,7 @@ def test_binary_inputs_of_every_datatype_are_views_of_the_body_and_come_back_the
 
     assert list(map(bytes, decoded.body)) == blobs
     assert all(isinstance(part, memoryview) for part in decoded.body)
-    answer = codec.encode(REF, decoded, decoded.inputs, b"".join(blobs))
+    answer = codec.encode(REF, decoded, decoded.inputs, blobs)
     whole = b"".join(map(bytes, answer.pieces))
     assert whole[answer.json_bytes :] == b"".join(blobs)
     outputs = json.loads(whole[: answer.json_bytes])["outputs"]
@@ -164,7 +164,7 @@ def test_an_answer_mixes_json_and_binary_outputs_as_each_was_asked_for() -> None
     decoded = codec.decode(request(tensor([1, 2]), id="r-1", outputs=wanted))
     outputs = (Tensor("b", "UINT8", (2,), 2), Tensor("j", "UINT8", (3,), 3))
 
-    answer = codec.encode(REF, decoded, outputs, b"\1\2\3\4\5")
+    answer = codec.encode(REF, decoded, outputs, (b"\1\2", b"\3\4\5"))
 
     assert decoded.outputs == ("b", "j")
     assert answer.json_bytes is not None
@@ -184,14 +184,14 @@ def test_an_output_asked_for_in_json_is_json_though_the_request_prefers_binary()
     wanted = [{"name": "y", "parameters": {"binary_data": False}}]
     decoded = codec.decode(request(tensor([1, 2]), outputs=wanted, parameters={"binary_data_output": True}))
 
-    answer = codec.encode(REF, decoded, (Tensor("y", "UINT8", (1,), 1),), b"\7")
+    answer = codec.encode(REF, decoded, (Tensor("y", "UINT8", (1,), 1),), (b"\7",))
 
     assert answer.json_bytes is None
     assert told(answer.pieces[0])["outputs"][0]["data"] == [7]
 
 
 def test_no_id_is_echoed_where_none_was_given() -> None:
-    text = codec.encode(REF, codec.decode(request(tensor([1, 2]))), (), b"").pieces[0]
+    text = codec.encode(REF, codec.decode(request(tensor([1, 2]))), (), ()).pieces[0]
 
     assert told(text) == {"model_name": "m", "model_version": "3", "outputs": []}
 
@@ -200,8 +200,8 @@ def test_nan_and_infinities_are_null_in_json_and_themselves_in_binary() -> None:
     values = struct.pack("<3f", math.nan, math.inf, -math.inf)
     output = (Tensor("y", "FP32", (3,), 12),)
 
-    assert told(codec.encode(REF, plain(), output, values).pieces[0])["outputs"][0]["data"] == [None] * 3
-    assert codec.encode(REF, plain(binary={"y": True}), output, values).pieces[1] == values
+    assert told(codec.encode(REF, plain(), output, (values,)).pieces[0])["outputs"][0]["data"] == [None] * 3
+    assert codec.encode(REF, plain(binary={"y": True}), output, (values,)).pieces[1] == values
 
 
 def test_a_scalar_has_an_empty_shape_and_one_element() -> None:
@@ -375,8 +375,8 @@ def test_an_output_that_json_cannot_hold_is_refused_with_the_way_to_get_it(datat
     outputs = (Tensor("y", datatype, (1,), len(value)),)
 
     with pytest.raises(SchemaMismatch, match=r"output 'y'.*ask for it as binary_data"):
-        codec.encode(REF, plain(), outputs, value)
-    assert codec.encode(REF, plain(binary_otherwise=True), outputs, value).pieces[1] == value
+        codec.encode(REF, plain(), outputs, (value,))
+    assert codec.encode(REF, plain(binary_otherwise=True), outputs, (value,)).pieces[1] == value
 
 
 json_values = st.recursive(

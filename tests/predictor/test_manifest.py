@@ -23,6 +23,10 @@ FULL = {
     "max_batch_size": 32,
     "files": [{"path": "model.safetensors", "size": 123456, "sha256": "aB" * 32}, {"path": "model.py"}],
     "tenant": "team-a",
+    "batching": {"max_delay_ms": 2.5},
+    "weight": 2,
+    "priority": "batch",
+    "limits": {"concurrency": 8, "queue": 4},
 }
 
 
@@ -45,6 +49,8 @@ def test_everything_it_can_say_is_read() -> None:
     assert manifest.max_batch_size == 32
     assert manifest.files == (ManifestFile("model.safetensors", 123456, "aB" * 32), ManifestFile("model.py"))
     assert manifest.tenant == "team-a"
+    assert (manifest.max_delay_s, manifest.weight, manifest.priority) == (0.0025, 2.0, "batch")
+    assert (manifest.max_concurrency, manifest.max_queued) == (8, 4)
 
 
 def test_checksums_of_parts_are_read_in_lower_case() -> None:
@@ -88,6 +94,10 @@ def test_a_byte_order_mark_is_forgiven() -> None:
         ([], r"Expected `object`, got `array`"),
         ({"format": 1}, r"Expected `str`, got `int` - at `\$\.format`"),
         ({"inputs": {}}, r"at `\$\.inputs`"),
+        ({"priority": "asap"}, r"at `\$\.priority`"),
+        ({"weight": 0}, r"at `\$\.weight`"),
+        ({"batching": {"max_delay_ms": -1}}, r"at `\$\.batching\.max_delay_ms`"),
+        ({"limits": {"queue": 0}}, r"at `\$\.limits\.queue`"),
         ({"inputs": [{"datatype": "FP32", "shape": [1]}]}, r"missing required field `name` - at `\$\.inputs\[0\]`"),
         ({"inputs": [{"name": "", "datatype": "FP32", "shape": [1]}]}, r"at `\$\.inputs\[0\]\.name`"),
         ({"outputs": [{"name": "x", "datatype": "FP32", "shape": [1, -2]}]}, r"at `\$\.outputs\[0\]\.shape\[1\]`"),

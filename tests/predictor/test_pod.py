@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes.s3 import FakeS3
-from tests.fakes.zoo import affine_onnx, affine_pytorch
+from tests.fakes.zoo import Mlp, affine_onnx, affine_pytorch, mlp_onnx, mlp_pytorch
 
 BUCKET = "bucket"
 ROWS = [[1.0, 2.0, 3.0, 4.0]]
@@ -125,6 +127,28 @@ def test_a_hundred_concurrent_first_requests_cause_one_get_per_file(pod: Server,
     assert {answer.status_code for answer in answers} == {200}
     assert all(answer.json()["outputs"][0]["data"] == pytest.approx([7.0, 13.0, 19.0, 25.0]) for answer in answers)
     assert s3.gets(BUCKET, "models/onnx-5/1/model.onnx") == 1
+
+
+@pytest.mark.parametrize("format_", ["torch", "onnx"])
+def test_requests_that_ran_as_one_agree_with_the_model_run_alone(pod: Server, s3: FakeS3, format_: str) -> None:
+    """rtol 1e-4, atol 1e-5: a batch's products are summed in another order."""
+    mlp, name = Mlp(256, 7), f"{format_}-batched"
+    files = mlp_pytorch(mlp) if format_ == "torch" else mlp_onnx(mlp)
+    manifest = json.loads(files.get("hearth.json", b"{}")) | {"batching": {"max_batch_size": 16}}
+    publish(s3, name, {**files, "hearth.json": json.dumps(manifest).encode()})
+    draw = np.random.default_rng(1)
+    asked = [draw.standard_normal((1 + number % 3, Mlp.width), dtype=np.float32) for number in range(300)]
+    assert pod.infer(name, asked[0].tolist()).status_code == 200
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda x: pod.infer(name, x.tolist()), asked))
+    for x, answer in zip(asked, answers, strict=True):
+        assert answer.status_code == 200, answer.text
+        y = np.array(answer.json()["outputs"][0]["data"], dtype=np.float32).reshape(x.shape)
+        np.testing.assert_allclose(y, mlp(x), rtol=1e-4, atol=1e-5)
+    metrics = {family.name: family for family in text_string_to_metric_families(pod.admin.get("/metrics").text)}
+    of = {s.name: s.value for s in metrics["hearth_batch_rows"].samples if s.labels == {"model": name}}
+    assert of["hearth_batch_rows_sum"] == sum(len(x) for x in asked) + len(asked[0])
+    assert of["hearth_batch_rows_count"] < len(asked), "some ran as one"
 
 
 def test_an_unknown_model_is_404_and_says_so(pod: Server) -> None:

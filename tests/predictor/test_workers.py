@@ -18,8 +18,9 @@ from predictor.errors import LoadFailed, ModelFailed, SchemaMismatch, WorkerDied
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
 from predictor.tiers.slabs import Arena, SlabPool
 from predictor.wire import FRAME, Frames, Hello, Run, Tensor, Unload, encode_head, to_worker_decoder
+from predictor.workers.dispatch import Answer, Outcome, Work
 from predictor.workers.spawn import cpu_quota
-from predictor.workers.worker import Answer, Worker
+from predictor.workers.worker import Worker
 from tests.fakes.arenas import fragment, write
 from tests.fakes.zoo import affine_onnx, affine_pytorch
 
@@ -108,7 +109,19 @@ class Bench:
 
     def ask(self, ref: ModelRef, *values: float, name: str = "x", wanted: tuple[str, ...] = ()) -> asyncio.Future[Answer]:
         data = struct.pack(f"<{len(values)}f", *values)
-        return self.worker.run(ref, [Tensor(name, "FP32", (1, len(values)), len(data))], [data], wanted)
+        return self.run(Work(ref, (Tensor(name, "FP32", (1, len(values)), len(data)),), [data], wanted, measure=False))
+
+    def run(self, work: Work) -> asyncio.Future[Answer]:
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: Outcome) -> None:
+            if isinstance(outcome, Answer):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+
+        self.worker.run(work, done)
+        return future
 
     @property
     def pid(self) -> int:
@@ -141,7 +154,8 @@ async def bench() -> AsyncIterator[Bench]:
 
 
 def values(answer: Answer) -> list[float]:
-    return list(struct.unpack(f"<{len(answer.body) // 4}f", answer.body))
+    (part,) = answer.parts
+    return list(struct.unpack(f"<{len(part) // 4}f", part))
 
 
 async def test_models_of_both_formats_load_at_once_and_answer(bench: Bench) -> None:
@@ -160,8 +174,8 @@ async def test_many_requests_at_once_each_get_their_own_answer(bench: Bench) -> 
 async def test_a_body_of_many_megabytes_goes_there_and_back(bench: Bench) -> None:
     ref = await bench.load("big", affine_pytorch(scale=0.0))
     rows = 1 << 18
-    answer = await bench.worker.run(ref, [Tensor("x", "FP32", (rows, 4), rows * 16)], [bytes(rows * 16)], ())
-    assert (answer.outputs[0].shape, len(answer.body)) == ((rows, 4), rows * 16)
+    answer = await bench.run(Work(ref, (Tensor("x", "FP32", (rows, 4), rows * 16),), [bytes(rows * 16)], (), measure=False))
+    assert (answer.outputs[0].shape, len(answer.parts[0])) == ((rows, 4), rows * 16)
     assert values(answer)[:2] == [1.0, 1.0]
 
 

@@ -24,6 +24,7 @@ from predictor.telemetry import Telemetry, Timeline
 from predictor.tiers.device import Placement
 from predictor.tiers.disk_files import DiskFault, Fault
 from predictor.wire import Peak, Tensor
+from tests.fakes.jobs import compute
 from tests.fakes.profiles import at_once, disk_bytes
 from tests.fakes.tiers import Delay, FakeDevice, FakeDisk, FakeRam
 
@@ -140,7 +141,7 @@ class World:
             device = self.devices[lease.place.device]
             device.computing[spec.ref] += 1
             try:
-                await lease.run((Tensor("x", "FP32", (elements,), 0),), (), ())
+                await compute(lease, (Tensor("x", "FP32", (elements,), 0),))
             except OutOfMemory:
                 if last:
                     raise

@@ -30,12 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(cores) == 1:
         return _refuse("this takes two cores, one for the server and one for the clients")
     venv = asked.peers_venv.resolve()
-    wrk = client.find(venv)
-    if wrk is None:
-        return _refuse(f"no wrk on the PATH nor in {asked.peers_venv}: apt-get install wrk")
-    plan = Plan(asked.rounds, asked.seconds, asked.longest_seconds, cores[0], cores[1], venv)
-    if why := Hearth().missing(Site(Path(), plan.server_core, plan.client_core, venv)):
-        return _refuse(why)
+    plan = Plan(asked.rounds, asked.seconds, asked.longest_seconds, cores[0], cores[-1], venv)
+    wrk, why = client.find(venv), Hearth().missing(Site(Path(), plan.server_core, plan.client_core, venv))
+    if wrk is None or why:
+        return _refuse(why or f"no wrk on the PATH nor in {asked.peers_venv}: apt-get install wrk")
     scenes = [SCENES[name] for name in asked.scenes]
     seen: list[Seen] = []
     try:
@@ -79,20 +77,22 @@ def _play(plan: Plan, wrk: Wrk, scenes: Sequence[Scene], seen: list[Seen]) -> No
 
 def _print(seen: Sequence[Seen], scenes: Sequence[Scene], plan: Plan) -> None:
     print(f"\n{latencies(seen)}\n\n{verdicts(seen, scenes)}\n")
-    print(f"Medians of {plan.rounds} rounds, n and failures summed; every scene on a freshly started `hearth serve`, all its")
     print(
-        f"processes on core {plan.server_core}, the clients (wrk, one thread each, closed loop) on core {plan.client_core}. A client is timed for"
+        f"Medians of {plan.rounds} rounds, n and failures summed; every scene on a freshly started `hearth serve`, all its processes"
     )
     print(
-        f"{plan.seconds} s, or until it should have had {SAMPLES} requests, {plan.longest_seconds} s at most, after {LOOK_S} s to warm up. A flood is {FLOOD} connections,"
+        f"on core {plan.server_core}, the clients (wrk, one thread each, closed loop) on core {plan.client_core}. After {LOOK_S} s to warm up a"
     )
     print(
-        f"a quiet client 1, one of high priority {HIGH}. Device time and batches are the server's own hearth_compute_seconds and"
+        f"client is timed for {plan.seconds} s, or until it should have had {SAMPLES} requests, {plan.longest_seconds} s at most."
     )
     print(
-        "hearth_batch_rows over the window (wall clock in the worker, which shares its core with the front). A batch is the mean."
+        f"A flood is {FLOOD} connections, a quiet client 1, one of high priority {HIGH}. Device time and batches are the server's"
     )
-    print("Every model's answers were compared with torch run alone before anything was timed.")
+    print(
+        "hearth_compute_seconds and hearth_batch_rows over the window: wall clock in the worker, which shares its core with the"
+    )
+    print("front. A batch's time is the mean. All answers were compared with torch run alone before anything was timed.")
     for told in dict.fromkeys(f"- {workload.name}: {workload.told}" for scene in scenes for workload in models(scene)):
         print(told)
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from loadtest.fairness.books import Compute, between
 from loadtest.fairness.stage import LOOK_S, Load, Plan, Stage, asked_in, named, stage
-from loadtest.peers.workloads import WORKLOADS, Case, Encoding, Workload, made
+from loadtest.peers.workloads import WORKLOADS, Encoding, Workload, made
 from loadtest.peers.wrk import Figures, Wrk
 
 FLOOD: Final = 64

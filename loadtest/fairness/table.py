@@ -22,8 +22,10 @@ def latencies(seen: Iterable[Seen]) -> str:
     lines = [["scene", "client", "requests/s", "p50 ms", "p99 ms", "n", "failed"], ["---"] * 7]
     for (scene, client), runs in by_client.items():
         rate, p50_us, p99_us = (median(values) for values in zip(*(_figures(run) for run in runs), strict=True))
+        known = all(run.requests for run in runs)
+        told = [f"{p50_us / 1e3:,.2f}", f"{p99_us / 1e3:,.2f}"] if known else ["unknown", "unknown"]
         counts = [f"{sum(run.requests for run in runs):,}", f"{sum(run.failed for run in runs):,}"]
-        lines.append([scene, client, f"{rate:,.1f}", f"{p50_us / 1e3:,.2f}", f"{p99_us / 1e3:,.2f}", *counts])
+        lines.append([scene, client, f"{rate:,.1f}", *told, *counts])
     return _markdown(lines)
 
 

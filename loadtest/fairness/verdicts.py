@@ -32,6 +32,8 @@ def flood(*, idle_p99_us: float, flooded_p99_us: float, batch_s: float, requests
     batch_s   mean time of one batch of the flooding model; 0.0 if none ended, and then nothing was flooded
     requests  behind ``flooded_p99_us``; ``failed`` of them were not answered with 200
     """
+    if not requests:
+        return Verdict(reached=False, told="no request was answered in the time given")
     bar_us = FLOOD_FACTOR * idle_p99_us + batch_s * 1e6
     told = f"p99 {flooded_p99_us / 1e3:.1f} ms, bar {bar_us / 1e3:.1f} ms"
     if requests < SAMPLES:

@@ -77,22 +77,17 @@ def _play(plan: Plan, wrk: Wrk, scenes: Sequence[Scene], seen: list[Seen]) -> No
 
 def _print(seen: Sequence[Seen], scenes: Sequence[Scene], plan: Plan) -> None:
     print(f"\n{latencies(seen)}\n\n{verdicts(seen, scenes)}\n")
+    print(f"Medians of {plan.rounds} rounds, n and failures summed; every scene on a freshly started `hearth serve`,")
     print(
-        f"Medians of {plan.rounds} rounds, n and failures summed; every scene on a freshly started `hearth serve`, all its processes"
+        f"all its processes on core {plan.server_core}, clients (wrk, one thread each, closed loop) on core {plan.client_core}."
     )
     print(
-        f"on core {plan.server_core}, the clients (wrk, one thread each, closed loop) on core {plan.client_core}. After {LOOK_S} s to warm up a"
+        f"After {LOOK_S} s to warm up a client is timed for {plan.seconds} s, or for as long as {SAMPLES} requests should take,"
     )
-    print(
-        f"client is timed for {plan.seconds} s, or until it should have had {SAMPLES} requests, {plan.longest_seconds} s at most."
-    )
-    print(
-        f"A flood is {FLOOD} connections, a quiet client 1, one of high priority {HIGH}. Device time and batches are the server's"
-    )
-    print(
-        "hearth_compute_seconds and hearth_batch_rows over the window: wall clock in the worker, which shares its core with the"
-    )
-    print("front. A batch's time is the mean. All answers were compared with torch run alone before anything was timed.")
+    print(f"{plan.longest_seconds} s at most. A flood is {FLOOD} connections, a quiet client 1, one of high priority {HIGH}.")
+    print("Device time and batches are hearth_compute_seconds and hearth_batch_rows over the window: wall clock in the")
+    print("worker, which shares its core with the front; a batch's time is the mean. All answers were compared with")
+    print("torch run alone before anything was timed.")
     for told in dict.fromkeys(f"- {workload.name}: {workload.told}" for scene in scenes for workload in models(scene)):
         print(told)
 

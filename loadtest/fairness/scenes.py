@@ -59,7 +59,7 @@ class Flood:
         with stage(plan, wrk, [quiet, flooded], declared) as server:
             asks = Load(quiet, self.encoding, 1)
             yield Seen(number, self.name, "idle", server.timed(asks), {})
-            yield from _beside(server, number, self.name, asks, Load(flooded, self.encoding, FLOOD), ("under", "flood"))
+            yield from _beside(server, number, self.name, asks, Load(flooded, self.encoding, FLOOD), clients=("under", "flood"))
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Priorities:
                 for high, low in (("high", "batch"), ("", "")):
                     told = f"{where}, {high} beside {low}" if high else f"{where}, no priorities"
                     asks, floods = Load(asked, "binary", HIGH, high), Load(flooded, "binary", FLOOD, low)
-                    yield from _beside(server, number, self.name, asks, floods, (told, f"{told}: the flood"))
+                    yield from _beside(server, number, self.name, asks, floods, clients=(told, f"{told}: the flood"))
 
 
 Scene = Flood | Shares | Priorities
@@ -153,7 +153,7 @@ def models(scene: Scene) -> Sequence[Workload]:
     return [scene.workload]
 
 
-def _beside(server: Stage, number: int, scene: str, asks: Load, floods: Load, clients: tuple[str, str]) -> Iterator[Seen]:
+def _beside(server: Stage, number: int, scene: str, asks: Load, floods: Load, *, clients: tuple[str, str]) -> Iterator[Seen]:
     with server.under([floods]) as flooding:
         time.sleep(LOOK_S)  # until the queue is full
         before = server.books()

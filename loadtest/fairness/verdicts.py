@@ -25,7 +25,7 @@ class Verdict:
 
 
 def flood(*, idle_p99_us: float, flooded_p99_us: float, batch_s: float, requests: int, failed: int) -> Verdict:
-    """p99 under a flood of another model ≤ FLOOD_FACTOR × p99 on an idle machine + one batch of the other model.
+    """p99 under a flood of another model ≤ FLOOD_FACTOR times the p99 on an idle machine + one batch of the other model.
 
     The batch is what nobody can be spared: it runs already when the request comes, and nothing stops a batch halfway.
 

@@ -59,7 +59,10 @@ class Wrk:
     def run(
         self, folder: Path, url: str, sent: Request, *, core: int, connections: int, seconds: int, may_fail: bool = False
     ) -> Figures:
-        """Send the same request over and over for ``seconds``. PeerFailed: one failed, or none was answered; not if ``may_fail``."""
+        """Send the same request over and over for ``seconds``.
+
+        PeerFailed: wrk did, or, unless ``may_fail``, one request failed or none was answered.
+        """
         command, known = self._command(folder, url, sent, core=core, connections=connections, seconds=seconds)
         done = subprocess.run(  # noqa: S603 (our own command line)
             command, env=known, capture_output=True, text=True, check=False, timeout=seconds + SPARE_S

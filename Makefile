@@ -18,7 +18,7 @@ RECENT := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python %d.
 # Some environments forbid bytecode: every import of torch then compiles it anew (3 s instead of 1.2).
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install demo test soak lint e2e bench-overhead lock reference clean
+.PHONY: help install demo test soak lint e2e bench-overhead bench-fairness lock reference clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -64,6 +64,9 @@ BENCH ?=
 
 bench-overhead: install $(PEERS)/.installed  ## overhead per request beside Triton and FastAPI (BENCH="--rounds 5 -o runs.json")
 	$(BIN)/python -m loadtest.peers --peers-venv $(PEERS) $(BENCH)
+
+bench-fairness: install $(PEERS)/.installed  ## who gets what of a shared device: floods, weights, priorities (BENCH="--rounds 1 --scenes priorities")
+	$(BIN)/python -m loadtest.fairness --peers-venv $(PEERS) $(BENCH)
 
 # Without their dependencies: Triton and uvicorn run with the packages of $(VENV), so that torch and numpy are the same for all.
 # wrk is Debian's; where there is neither apt-get nor a wrk on the PATH, the bench says so and ends.

@@ -17,7 +17,8 @@ from predictor.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "predictor").rglob("*.py"))
-ALL_PYTHON = SOURCES + sorted((ROOT / "tests").rglob("*.py"))
+MEASURED = SOURCES + sorted((ROOT / "loadtest").rglob("*.py"))
+ALL_PYTHON = MEASURED + sorted((ROOT / "tests").rglob("*.py"))
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ENTRIES = {"predictor.boot", "predictor.engine.__main__", "predictor.reference"}
 
@@ -46,7 +47,7 @@ def test_every_setting_has_a_flag_and_a_description() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=_module)
+@pytest.mark.parametrize("path", MEASURED, ids=_module)
 def test_modules_begin_with_what_they_are_for_and_end_in_time(path: Path) -> None:
     text = path.read_text()
     tree = ast.parse(text)

@@ -14,7 +14,7 @@ from loadtest.peers import wrk as client
 from loadtest.peers.fastapi_peer import FastApi
 from loadtest.peers.hearth import Hearth
 from loadtest.peers.peer import Peer, PeerFailed, Site
-from loadtest.peers.rounds import Plan, run
+from loadtest.peers.rounds import Plan, planned_s, run, timed_s
 from loadtest.peers.table import Taken, as_json, table
 from loadtest.peers.triton import HTTP_THREADS, Triton
 from loadtest.peers.workloads import WORKLOADS, Case, WrongAnswer, made
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     peers = _present(asked, plan)
     cases = [made(WORKLOADS[name]) for name in asked.workloads]
     taken: list[Taken] = []
+    minutes = planned_s(plan, len(peers), [case.workload for case in cases]) / 60
+    _say(f"{len(peers)} servers, {len(cases)} models, {plan.rounds} rounds: about {minutes:.0f} minutes")
     try:
         with stoppable():
             for found in run(plan, peers, cases, wrk, say=_say):
@@ -60,10 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loadtest.peers", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often every server is started and asked")
-    parser.add_argument("--seconds", type=int, default=5, help="of each run of wrk")
+    parser.add_argument("--seconds", type=int, default=4, help="of each run of wrk")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS, help="which servers")
-    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=["mlp"], help="which models")
-    parser.add_argument("--triton-http-threads", type=int, default=HTTP_THREADS, help="Triton's --http-thread-count")
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS), help="which models")
+    threads = "Triton's --http-thread-count; several are swept, a column each"
+    parser.add_argument("--triton-http-threads", type=int, nargs="+", default=[HTTP_THREADS], help=threads)
     parser.add_argument("--peers-venv", type=Path, default=Path(".venv-peers"), help="where other servers are installed")
     parser.add_argument("-o", "--output", type=Path, help="write every run as JSON")
     return parser
@@ -71,22 +74,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _present(asked: argparse.Namespace, plan: Plan) -> list[Peer]:
     """The servers that were asked for and can run; says which cannot, and why."""
-    threads = asked.triton_http_threads
-    made_peers: dict[str, Peer] = {
-        "hearth": Hearth(),
-        "triton": Triton(dynamic=False, http_threads=threads),
-        "triton-dynamic": Triton(dynamic=True, http_threads=threads),
-        "fastapi": FastApi(),
+    sweep = dict.fromkeys(asked.triton_http_threads)
+    made_peers: dict[str, Sequence[Peer]] = {
+        "hearth": [Hearth()],
+        "triton": [Triton(dynamic=False, http_threads=threads) for threads in sweep],
+        "triton-dynamic": [Triton(dynamic=True, http_threads=threads) for threads in sweep],
+        "fastapi": [FastApi()],
     }
     site = Site(Path(), plan.server_core, plan.client_core, plan.peers_venv)
     present = []
-    for name in PEERS:
-        if name in asked.peers:
-            why = made_peers[name].missing(site)
-            if why:
-                _say(f"{made_peers[name].name} is left out: {why}")
-            else:
-                present.append(made_peers[name])
+    for peer in (peer for name in PEERS if name in asked.peers for peer in made_peers[name]):
+        if why := peer.missing(site):
+            _say(f"{peer.name} is left out: {why}")
+        else:
+            present.append(peer)
     return present
 
 
@@ -96,7 +97,8 @@ def _print(taken: Sequence[Taken], peers: Sequence[Peer], cases: Sequence[Case],
     print(f"{plan.client_core}, all processes of the server on core {plan.server_core}, one server at a time, freshly started.")
     print("Every answer was compared with torch run alone before anything was timed.")
     for case in cases:
-        print(f"- {case.workload.name}: {case.workload.told}")
+        shorter = f", {timed_s(plan, case.workload)} s" if case.workload.short else ""
+        print(f"- {case.workload.name}: {case.workload.told}{shorter}")
     for peer in peers:
         print(f"- {peer.name}: {peer.settings}")
 

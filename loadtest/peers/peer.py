@@ -44,11 +44,12 @@ class Site:
 
 @dataclass(frozen=True)
 class Started:
-    """A server's first process and its port."""
+    """A server's first process and its port. ``admin_port``: where its /metrics are; 0: it was started without."""
 
     process: Popen[bytes]
     port: int
     log: str
+    admin_port: int = 0
 
 
 class Peer(Protocol):

@@ -12,12 +12,14 @@ from typing import Final
 
 from loadtest.peers.peer import Peer, Site, path, wait_until_right
 from loadtest.peers.table import Cell, Taken
-from loadtest.peers.workloads import Case, request
+from loadtest.peers.workloads import SHORT_S, Case, Workload, request
 from loadtest.peers.wrk import Wrk, url
 from predictor.demo.children import Children
 
 WARM_UP_S: Final = 1
 LOOK_S: Final = 1.0
+START_S: Final = 8.0
+"""What it takes to start a server, check its answers and end it: three to eight here. For foretelling only."""
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 (not for temporary files of ours)
 STAT: Final = Path("/proc/stat")
 LOADAVG: Final = Path("/proc/loadavg")
@@ -46,8 +48,21 @@ def run(plan: Plan, peers: Sequence[Peer], cases: Sequence[Case], wrk: Wrk, *, s
             yield from _visit(plan, number, peer, cases, wrk)
 
 
+def timed_s(plan: Plan, workload: Workload) -> int:
+    """Seconds of one run of wrk."""
+    return min(plan.seconds, SHORT_S) if workload.short else plan.seconds
+
+
+def planned_s(plan: Plan, peer_count: int, workloads: Sequence[Workload]) -> float:
+    """About how long all rounds take."""
+    visit_s = START_S + LOOK_S
+    for workload in workloads:
+        visit_s += len(workload.encodings) * len(workload.connections) * (WARM_UP_S + timed_s(plan, workload))
+    return plan.rounds * peer_count * visit_s
+
+
 @contextmanager
-def _place() -> Iterator[Path]:
+def place() -> Iterator[Path]:
     """A folder for one start. A server that was killed leaves shared memory behind; ours is named for the folder."""
     with TemporaryDirectory(prefix="hearth-bench-") as folder:
         try:
@@ -58,7 +73,7 @@ def _place() -> Iterator[Path]:
 
 
 def _visit(plan: Plan, number: int, peer: Peer, cases: Sequence[Case], wrk: Wrk) -> Iterator[Taken]:
-    with _place() as folder, Children(folder) as children:
+    with place() as folder, Children(folder) as children:
         site = Site(folder, plan.server_core, plan.client_core, plan.peers_venv)
         started = peer.start(children, site, cases)
         for case in cases:
@@ -67,7 +82,7 @@ def _visit(plan: Plan, number: int, peer: Peer, cases: Sequence[Case], wrk: Wrk)
             for encoding in case.workload.encodings:
                 sent = request(case.input, encoding)
                 for connections in case.workload.connections:
-                    for seconds in (WARM_UP_S, plan.seconds):
+                    for seconds in (WARM_UP_S, timed_s(plan, case.workload)):
                         found = wrk.run(
                             folder,
                             url(started.port, path(case)),

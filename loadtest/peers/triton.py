@@ -35,8 +35,8 @@ class Triton:
 
     @property
     def name(self) -> str:
-        """The table's column."""
-        return "Triton dynamic" if self.dynamic else "Triton"
+        """The table's column, told from others of a sweep by its HTTP threads."""
+        return f"Triton{' dynamic' if self.dynamic else ''}, http {self.http_threads}"
 
     @property
     def settings(self) -> str:

@@ -23,6 +23,7 @@ Floats = NDArray[np.float32]
 INPUT: Final = "x"
 OUTPUT: Final = "y"
 SEED: Final = 20_260
+SHORT_S: Final = 3
 DIGITS: Final = 5
 """Of inputs, so that 784 of them make the 6 KB of JSON that a client sends who rounds a little."""
 RTOL: Final = 1e-4
@@ -45,6 +46,7 @@ class Workload:
     encodings     which bodies are sent
     connections   how many are open at once, one run each
     told          for the table
+    short         it is timed for SHORT_S at most: enough to tell servers apart where one request takes milliseconds
     """
 
     name: str
@@ -54,6 +56,7 @@ class Workload:
     encodings: tuple[Encoding, ...]
     connections: tuple[int, ...]
     told: str
+    short: bool = False
 
 
 WORKLOADS: Final = {
@@ -69,13 +72,23 @@ WORKLOADS: Final = {
             "MLP 784-512-512-10, fp32, one row a request",
         ),
         Workload(
+            "mlp8",
+            {"kind": "mlp", "widths": [784, 512, 512, 10]},
+            (8, 784),
+            (8, 10),
+            ("json", "binary"),
+            (16,),
+            "the same MLP, eight rows a request",
+        ),
+        Workload(
             "resnet18",
             {"kind": "resnet18", "classes": 1000},
             (1, 3, 224, 224),
             (1, 1000),
             ("binary",),
-            (1, 4),
+            (1, 16),
             "ResNet-18 with random weights, fp32, one image of 224 by 224 a request",
+            short=True,
         ),
         Workload(
             "echo10mb",
@@ -85,6 +98,7 @@ WORKLOADS: Final = {
             ("binary",),
             (1, 4),
             "10 MB of fp32 there and back",
+            short=True,
         ),
     )
 }

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loadtest.peers.__main__ import _parser
 from loadtest.peers.hearth import files
-from loadtest.peers.peer import PeerFailed
+from loadtest.peers.rounds import Plan, planned_s
 from loadtest.peers.table import Cell, Taken, as_json, middle, table
-from loadtest.peers.triton import config
+from loadtest.peers.triton import MAX_BATCH, Triton, config
 from loadtest.peers.workloads import WORKLOADS, Encoding, WrongAnswer, answer, compare, made, request
 from loadtest.peers.wrk import Figures, figures, script
 
@@ -78,12 +79,28 @@ def test_wrks_script_sends_the_body_and_its_headers() -> None:
     assert '{"requests": %d' in written
 
 
-def test_a_run_in_which_a_request_failed_gives_no_figures() -> None:
+def test_a_run_without_an_answer_has_no_latencies_and_failures_are_counted() -> None:
     told = {"requests": 200, "duration_us": 2_000_000, "p50_us": 10.0, "p99_us": 20.0, "failed": 0}
-    assert figures(f"Running 2s test\n\n{json.dumps(told)}\n") == Figures(100.0, 10.0, 20.0)
-    for wrong in ({"failed": 1}, {"requests": 0}):
-        with pytest.raises(PeerFailed):
-            figures(json.dumps(told | wrong))
+    assert figures(f"Running 2s test\n\n{json.dumps(told)}\n") == Figures(100.0, 10.0, 20.0, 200)
+    assert figures(json.dumps(told | {"failed": 3})).failed == 3
+    assert figures(json.dumps(told | {"requests": 0})) == Figures(0.0, 0.0, 0.0, 0, 0)
+
+
+def test_a_default_run_takes_a_quarter_of_an_hour_at_most() -> None:
+    asked = _parser().parse_args([])
+    plan = Plan(asked.rounds, asked.seconds, 0, 1, Path())
+    peer_count = 2 + 2 * len(asked.triton_http_threads)  # Hearth, FastAPI, and Triton with its batching and without
+    assert planned_s(plan, peer_count, [WORKLOADS[name] for name in asked.workloads]) <= 15 * 60
+
+
+def test_what_is_declared_of_a_model_stands_in_its_manifest_and_is_the_same_as_tritons_by_default() -> None:
+    case = made(WORKLOADS["mlp"])
+    assert json.loads(files(case)["hearth.json"])["batching"] == {"max_batch_size": MAX_BATCH}
+    assert json.loads(files(case, {"weight": 2})["hearth.json"])["weight"] == 2
+
+
+def test_a_sweep_of_tritons_threads_is_a_column_each() -> None:
+    assert Triton(dynamic=True, http_threads=2).name != Triton(dynamic=True, http_threads=8).name
 
 
 def test_the_middle_of_rounds_is_their_median_with_the_spread_around_it() -> None:
@@ -106,6 +123,8 @@ def test_the_table_compares_hearth_with_the_best_triton() -> None:
         "requests_per_s": 3000.0,
         "p50_us": 250.0,
         "p99_us": 12_000.0,
+        "requests": 0,
+        "failed": 0,
     }
 
 

@@ -1,0 +1,1 @@
+"""Whether models that share a device get what is theirs: floods, weights and priorities. `make bench-fairness`."""

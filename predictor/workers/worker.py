@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, Protocol
 from predictor import wire
 from predictor.errors import HearthError, LoadFailed, ModelFailed, WorkerDied, WorkerRestarting
 from predictor.model import ModelRef, ModelSpec, TensorSpec
+from predictor.passage import Passage
 from predictor.wire import Field, File, Hello, Load, Loaded, Ran, Run, Tensor, Unload, send_pool
 from predictor.workers.link import Buffer, Link, Reply
 from predictor.workers.spawn import Spawned, spawn
@@ -58,6 +59,7 @@ class Worker:
 
     pool         where the arenas of all models lie
     limit_bytes  what the process may allocate for all models together; 0: no limit
+    passage      where large requests lie; None: they travel over the socket
     on_ready     the process can take models
     on_lost      it is gone, unasked, and every model in it
     on_death     the same a moment later, with the reason
@@ -72,6 +74,7 @@ class Worker:
         threads: int,
         pool: Pool,
         limit_bytes: int = 0,
+        passage: Passage | None = None,
         build_timeout_s: float,
         execute_timeout_s: float,
         on_ready: Callable[[Hello], None],
@@ -86,6 +89,7 @@ class Worker:
         self._threads = threads
         self._pool = pool
         self._limit_bytes = limit_bytes
+        self._passage = passage
         self._build_timeout_s = build_timeout_s
         self._execute_timeout_s = execute_timeout_s
         self._on_ready = on_ready
@@ -225,10 +229,14 @@ class Worker:
         """One process from its start to its end; returns why it ended."""
         loop = asyncio.get_running_loop()
         spawned.stream.setblocking(False)  # noqa: FBT003 (the socket module's own signature)
-        _, link = await loop.create_unix_connection(lambda: Link(self._hello), sock=spawned.stream)
+        passage = self._passage
+        _, link = await loop.create_unix_connection(
+            lambda: Link(self._hello, passage, spawned.control if passage is not None else None), sock=spawned.stream
+        )
         self._link = link
+        shared = (passage.size_bytes, passage.reader) if passage is not None else ()
         try:
-            send_pool(spawned.control, wire.Pool(self._pool.size_bytes, self._limit_bytes, self._pool.reader))
+            send_pool(spawned.control, wire.Pool(self._pool.size_bytes, self._limit_bytes, self._pool.reader, *shared))
         except OSError as error:  # it is dead already, which the link's end tells in a moment
             log.debug("the worker of device %d took no weights: %s", self.device, error)
         watching = asyncio.create_task(self._watch(link), name=f"watch worker {self.device}")

@@ -25,6 +25,7 @@ from predictor.catalogue import Catalogue
 from predictor.errors import HearthError
 from predictor.hops import Hops
 from predictor.model import Tier
+from predictor.passage import Passage
 from predictor.policy.demand import Demand
 from predictor.policy.eviction import Rules
 from predictor.policy.ledger import Ledger
@@ -45,6 +46,10 @@ log = logging.getLogger("hearth")
 
 HEAP_BYTES: Final = 256 << 20
 """What a worker may allocate beyond its device's budget and the request bodies: its heap's slack, and the runtimes' own."""
+
+PASSAGE_SHARE: Final = 2
+"""The passage's length in HEARTH_MAX_BODY_BYTES_IN_FLIGHT, which bounds what is written into it: sizes are rounded up, gaps
+are left, and a body's place is taken when it is announced. Pages appear when bytes do."""
 
 RESCAN_S: Final = 60.0
 
@@ -98,6 +103,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     pool = SlabPool(bytes_of[RAM], ahead_bytes=AHEAD_BYTES if memory_limit() is None else bytes_of[RAM])
     ram = SharedMemory(store, pool)
     catalogue = Catalogue.from_settings(settings, store)
+    passage = Passage(PASSAGE_SHARE * settings.max_body_bytes_in_flight, "requests")
     rules = Rules(settings.min_residency_s, settings.idle_ttl_s or math.inf, settings.tenant_floors)
     ledger = Ledger({**bytes_of, RAM: pool.size_bytes}, Demand(), rules)
     disk = _disk(settings, telemetry, store.origin)
@@ -128,6 +134,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
             limit_bytes=bytes_of[Place(device)] + settings.max_body_bytes_in_flight + HEAP_BYTES,
             threads=booted.threads,
             pool=pool,
+            passage=passage,
             build_timeout_s=settings.build_timeout_s,
             execute_timeout_s=settings.execute_timeout_s,
             on_ready=imported,
@@ -146,6 +153,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         cache=cache,
         telemetry=telemetry,
         timeline=timeline,
+        passage=passage,
         device_failure=lambda: "; ".join(worker.failure for worker in workers if worker.failure),
         disk_degraded=lambda: disk.degraded if disk is not None else "",
     )

@@ -77,12 +77,12 @@ class FreeExtents:
 class Passage:
     """The writer's side. Taken from by one thread; views may end in any.
 
-    size_bytes  all that can be taken at once; rounded down to whole pages
+    size_bytes  all that can be taken at once: whole pages, at least one
     reader      a descriptor that can only be read through
     """
 
     def __init__(self, size_bytes: int, name: str) -> None:
-        self.size_bytes = size_bytes // PAGE_BYTES * PAGE_BYTES
+        self.size_bytes = max(-(-size_bytes // PAGE_BYTES), 1) * PAGE_BYTES
         self.used_bytes = 0
         self._free = FreeExtents(self.size_bytes)
         self._warm_bytes = self.size_bytes // WARM_SHARE

@@ -262,7 +262,8 @@ def receive_pool(control: socket.socket) -> Pool:
     message, descriptors, _flags, _address = socket.recv_fds(control, POOL.size, 2)
     if not descriptors:
         raise EOFError("the front closed the control socket")
-    return Pool(*POOL.unpack(message)[:2], descriptors[0], POOL.unpack(message)[2], (*descriptors, -1)[1])
+    size_bytes, limit_bytes, passage_bytes = POOL.unpack(message)
+    return Pool(size_bytes, limit_bytes, descriptors[0], passage_bytes, descriptors[1] if passage_bytes else -1)
 
 
 def send_passage(control: socket.socket, descriptor: int) -> None:

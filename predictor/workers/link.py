@@ -191,7 +191,7 @@ class Answers:
             self._descriptor = receive_passage(self._control)
             self._size_bytes = sealed_bytes(self._descriptor)
         offset, size_bytes = extent
-        if not (0 <= offset and 0 < size_bytes <= self._size_bytes - offset) or offset in self._held:
+        if not (offset >= 0 and 0 < size_bytes <= self._size_bytes - offset) or offset in self._held:
             raise ValueError(f"an answer at {extent} of {self._size_bytes} bytes")
         mapping, view = window(self._descriptor, extent)
         self._held[offset] = weakref.ref(mapping, lambda _: self._drop(offset))

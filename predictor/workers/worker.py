@@ -14,9 +14,9 @@ from typing import Final, NamedTuple, Protocol
 from predictor import wire
 from predictor.errors import HearthError, LoadFailed, ModelFailed, WorkerDied, WorkerRestarting
 from predictor.model import ModelRef, ModelSpec, TensorSpec
-from predictor.passage import Passage
+from predictor.passage import Buffer, Passage
 from predictor.wire import Field, File, Hello, Load, Loaded, Ran, Run, Tensor, Unload, send_pool
-from predictor.workers.link import Buffer, Link, Reply
+from predictor.workers.link import Link, Reply
 from predictor.workers.spawn import Spawned, spawn
 
 log = logging.getLogger(__name__)

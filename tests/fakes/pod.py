@@ -23,6 +23,7 @@ from predictor.cache import Cache
 from predictor.errors import HearthError, SchemaMismatch, UnknownModel
 from predictor.hops import Hops
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec, TensorSpec
+from predictor.passage import Passage
 from predictor.policy.demand import Demand
 from predictor.policy.ledger import Ledger
 from predictor.policy.residency import RAM, Place
@@ -191,6 +192,7 @@ def make_pod(settings: Settings, catalogue: FakeCatalogue, device: ComputingDevi
         cache=cache,
         telemetry=telemetry,
         timeline=timeline,
+        passage=Passage(2 * settings.max_body_bytes_in_flight, "requests"),
         device_failure=lambda: "",
         state=PodState.SERVING,
     )

@@ -128,10 +128,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes came."""
-        room, self._room = self._room, None
+        in_place, self._room = self._room is not None, None
         if self._deaf:
             return
-        if room is not None:
+        if in_place:
             self._feed(self._reader.received, nbytes, nbytes)
             self._proceed()
         elif self._unread:
@@ -257,7 +257,8 @@ class Connection(asyncio.BufferedProtocol):
         try:
             feed(arg)
         except HearthError as error:
-            self._refuse(error)
+            # The traceback's frames, the transport's among them, name the place where the body was received.
+            self._refuse(error.with_traceback(None))
         except Exception as error:  # a connection's root: the parser's own callbacks failed
             log.exception("reading a request failed")
             self._refuse(internal_error(error))

@@ -286,9 +286,10 @@ class Worker:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WATCH_S)
-            first = next((request for request in link.pending.values() if request.computes), None)
-            if first is not None:
-                busy_s = loop.time() - max(first.sent_s, link.answered_s)
+            # The moment and not the request: held until the next look, its shared memory would not be free meanwhile.
+            first_s = next((request.sent_s for request in link.pending.values() if request.computes), None)
+            if first_s is not None:
+                busy_s = loop.time() - max(first_s, link.answered_s)
                 if busy_s > self._execute_timeout_s:
                     self._kill(f"a request computed for more than {self._execute_timeout_s:g} s (HEARTH_EXECUTE_TIMEOUT_S)")
                     return

@@ -258,6 +258,12 @@ class ServedPod:
         return self.call(lambda: sum(copy.holds for copy in self.pod.cache.ledger.copies() if copy.place != RAM))
 
     @property
+    def passage(self) -> Passage:
+        """Where large bodies are received."""
+        assert self.pod.passage is not None
+        return self.pod.passage
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 

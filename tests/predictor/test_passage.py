@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from predictor.passage import STEPS, Buffer, FreeExtents, Passage, rounded, sealed_bytes, window
-from predictor.wire import INLINE_BYTES, Ran, Run, Tensor
+from predictor.wire import INLINE_BYTES, FromWorker, Ran, Run, Tensor, ToWorker
 from predictor.workers.link import _shared
 from tests.fakes.zoo import affine_pytorch
 from tests.predictor.test_workers import Bench, alive
@@ -96,7 +97,8 @@ def test_a_full_passage_says_so_and_recovers() -> None:
     passage = Passage(MEGABYTE, "test")
     views = [passage.take(MEGABYTE // 4) for _ in range(4)]
     assert all(view is not None for view in views)
-    assert passage.take(1) is passage.put([b"abc"]) is None
+    assert passage.take(1) is None
+    assert passage.put([b"abc"]) is None
     views.clear()
     assert passage.take(MEGABYTE) is not None
 
@@ -194,8 +196,17 @@ def spy(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     link = bench.worker._link
     assert link is not None
     write, answer = link._write, link._answer
-    monkeypatch.setattr(link, "_write", lambda message, *rest: (seen.append(message), write(message, *rest)))
-    monkeypatch.setattr(link, "_answer", lambda message, body: (seen.append(message), answer(message, body)))
+
+    def writes(message: ToWorker, *rest: Any) -> None:
+        seen.append(message)
+        write(message, *rest)
+
+    def answers(message: FromWorker, body: memoryview) -> None:
+        seen.append(message)
+        answer(message, body)
+
+    monkeypatch.setattr(link, "_write", writes)
+    monkeypatch.setattr(link, "_answer", answers)
     return seen
 
 
@@ -289,7 +300,7 @@ async def test_memory_is_held_until_a_killed_worker_is_gone_and_answers_outlive_
     os.kill(pid, signal.SIGKILL)
     await link.ended
     assert not alive(pid)
-    while link.pending:  # the link's end is handled in the next step of another task
+    while link.pending:  # noqa: ASYNC110 (the link's end is handled in the next step of another task)
         await asyncio.sleep(0)
 
     assert bench.passage.used_bytes == 0

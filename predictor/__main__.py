@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -25,6 +25,7 @@ from predictor.catalogue import Catalogue
 from predictor.errors import HearthError
 from predictor.hops import Hops
 from predictor.model import Tier
+from predictor.passage import Passage
 from predictor.policy.demand import Demand
 from predictor.policy.eviction import Rules
 from predictor.policy.ledger import Ledger
@@ -45,6 +46,10 @@ log = logging.getLogger("hearth")
 
 HEAP_BYTES: Final = 256 << 20
 """What a worker may allocate beyond its device's budget and the request bodies: its heap's slack, and the runtimes' own."""
+
+PASSAGE_SHARE: Final = 2
+"""The passage's length in HEARTH_MAX_BODY_BYTES_IN_FLIGHT, which bounds what is written into it: sizes are rounded up, gaps
+are left, and a body's place is taken when it is announced. Pages appear when bytes do."""
 
 RESCAN_S: Final = 60.0
 
@@ -98,18 +103,13 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     pool = SlabPool(bytes_of[RAM], ahead_bytes=AHEAD_BYTES if memory_limit() is None else bytes_of[RAM])
     ram = SharedMemory(store, pool)
     catalogue = Catalogue.from_settings(settings, store)
+    passage = Passage(PASSAGE_SHARE * settings.max_body_bytes_in_flight, "requests")
     rules = Rules(settings.min_residency_s, settings.idle_ttl_s or math.inf, settings.tenant_floors)
     ledger = Ledger({**bytes_of, RAM: pool.size_bytes}, Demand(), rules)
     disk = _disk(settings, telemetry, store.origin)
     copies = settings.cpu_copy or booted.kind == "cuda"
     placement = Placement(copies, pool.slab_bytes, disk.disk_bytes if disk is not None else None)
-    profiles = Profiles(
-        placement,
-        functools.partial(_runtime, booted.kind),
-        Path(settings.disk_path) / "profiles" if disk is not None else None,
-        functools.partial(loop.run_in_executor, None),
-        device_bytes=max(size_bytes for place, size_bytes in bytes_of.items() if place.tier is Tier.DEVICE),
-    )
+    profiles = _profiles(settings, booted.kind, placement, bytes_of)
 
     def lost(device: int) -> None:
         cache.device_lost(device)
@@ -122,20 +122,20 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         Worker(
             device=device,
             kind=booted.kind,
-            limit_bytes=bytes_of[Place(device)] + settings.max_body_bytes_in_flight + HEAP_BYTES,
             threads=booted.threads,
             pool=pool,
+            passage=passage,
             build_timeout_s=settings.build_timeout_s,
             execute_timeout_s=settings.execute_timeout_s,
             on_ready=lambda hello: timeline.mark("imported", hello.imported_s),
+            limit_bytes=bytes_of[Place(device)] + settings.max_body_bytes_in_flight + HEAP_BYTES,
             on_lost=functools.partial(lost, device),
             on_death=functools.partial(died, device),
             first=spawned,
         )
         for device, spawned in enumerate(booted.workers)
     )
-    batches = Batches(telemetry)
-    dispatchers = [Dispatcher(worker.run, starvation_s=settings.starvation_s, on_batch=batches) for worker in workers]
+    dispatchers = _dispatchers(settings, telemetry, workers)
     devices = [
         WorkerDevice(worker, dispatcher, ram, copy=copies, budget_bytes=bytes_of[Place(worker.device)])
         for worker, dispatcher in zip(workers, dispatchers, strict=True)
@@ -156,6 +156,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         cache=cache,
         telemetry=telemetry,
         timeline=timeline,
+        passage=passage,
         device_failure=lambda: "; ".join(worker.failure for worker in workers if worker.failure),
         disk_degraded=lambda: disk.degraded if disk is not None else "",
     )
@@ -170,6 +171,23 @@ def _runtime(kind: str) -> str:
     from importlib.metadata import version  # noqa: PLC0415 (25 ms that no cold start should pay)
 
     return f"{kind} torch {version('torch')} onnxruntime {version('onnxruntime')}"
+
+
+def _profiles(settings: Settings, kind: str, placement: Placement, bytes_of: Mapping[Place, int]) -> Profiles:
+    """What models take, remembered beside the disk tier where there is one."""
+    return Profiles(
+        placement,
+        functools.partial(_runtime, kind),
+        Path(settings.disk_path) / "profiles" if settings.disk_path else None,
+        functools.partial(asyncio.get_running_loop().run_in_executor, None),
+        device_bytes=max(size_bytes for place, size_bytes in bytes_of.items() if place.tier is Tier.DEVICE),
+    )
+
+
+def _dispatchers(settings: Settings, telemetry: Telemetry, workers: Sequence[Worker]) -> list[Dispatcher]:
+    """One for each device; they count in the same metrics."""
+    batches = Batches(telemetry)
+    return [Dispatcher(worker.run, starvation_s=settings.starvation_s, on_batch=batches) for worker in workers]
 
 
 def _disk(settings: Settings, telemetry: Telemetry, origin: str) -> Disk | None:

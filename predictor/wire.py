@@ -2,8 +2,9 @@
 
 A frame is ``<header length: u32><body length: u64><header><body>``, little endian. The header is one message
 of this file in MessagePack; the body holds the tensors' bytes one after another in the order the header names
-them. The file descriptor of the weights travels beside the frames, on a socket of its own (``send_pool``): a byte
-stream has no place for it that survives coalescing.
+them. Tensors of more than INLINE_BYTES lie in shared memory instead (passage.py), and the header says where. File
+descriptors travel beside the frames, on a socket of their own (``send_pool``): a byte stream has no place for them that
+survives coalescing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Final, NamedTuple
 import msgspec
 
 FRAME: Final = struct.Struct("<IQ")
-POOL: Final = struct.Struct("<QQ")
+POOL: Final = struct.Struct("<QQQ")
+INLINE_BYTES: Final = 64 << 10
+"""Up to so many bytes of tensors travel in the frame: cheaper there than finding, mapping and freeing shared memory."""
 MAX_HEADER_BYTES: Final = 16 << 20
 """A header this long is a broken peer, not a message (the longest real one, a schema, is a few KiB)."""
 
@@ -83,6 +86,8 @@ class Run(msgspec.Struct, frozen=True, tag=True):
     """Compute. ``outputs`` names the outputs wanted; empty: all. Answered by Ran or Failed.
 
     measure  tell in Ran what it took
+    pieces   where the inputs' bytes lie in the front's passage, offset and size, in the body's order: they are the front's
+             to reuse as soon as it has the answer. Empty: the bytes are in the frame
     """
 
     id: int
@@ -90,6 +95,13 @@ class Run(msgspec.Struct, frozen=True, tag=True):
     inputs: tuple[Tensor, ...]
     outputs: tuple[str, ...]
     measure: bool = False
+    pieces: tuple[tuple[int, int], ...] = ()
+
+
+class Free(msgspec.Struct, frozen=True, tag=True):
+    """The front is done with the answers that began at these offsets of the worker's passage. Not answered."""
+
+    offsets: tuple[int, ...]
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
@@ -146,12 +158,15 @@ class Ran(msgspec.Struct, frozen=True, tag=True):
     """The outputs follow in the body. ``compute_s`` is the time inside the model.
 
     peak_bytes  what it took beside the weights; -1: not asked for, or a build beside it blurred the measurement
+    place       where the outputs' bytes lie in the worker's passage, offset and size, until a Free names that offset.
+                None: they are in the frame
     """
 
     id: int
     outputs: tuple[Tensor, ...]
     compute_s: float
     peak_bytes: int = -1
+    place: tuple[int, int] | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -162,7 +177,9 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-ToWorker = Load | Unload | Run
+ToWorker = Load | Unload | Run | Free
+Asking = Load | Unload | Run
+"""What is answered."""
 FromWorker = Hello | Loaded | Unloaded | Ran | Failed
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -214,26 +231,46 @@ class Frames:
 
 
 class Pool(NamedTuple):
-    """All weights, and what a worker may allocate beside them.
+    """All weights, what a worker may allocate beside them, and where large requests come from.
 
     descriptor   can only be mapped for reading
     limit_bytes  more than this for all models together is not allocated; 0: no limit
+    passage      the front's, for reading only; -1: there is none, and passage_bytes is 0
     """
 
     size_bytes: int
     limit_bytes: int
     descriptor: int
+    passage_bytes: int = 0
+    passage: int = -1
 
 
 def send_pool(control: socket.socket, pool: Pool) -> None:
-    """Hand the descriptor of all weights to a worker, once, before its first Load. OSError: the worker is gone."""
-    socket.send_fds(control, [POOL.pack(pool.size_bytes, pool.limit_bytes)], [pool.descriptor])
+    """Hand the descriptors to a worker, once, before its first Load. OSError: the worker is gone."""
+    descriptors = [pool.descriptor, pool.passage] if pool.passage_bytes else [pool.descriptor]
+    socket.send_fds(control, [POOL.pack(pool.size_bytes, pool.limit_bytes, pool.passage_bytes)], descriptors)
 
 
 def receive_pool(control: socket.socket) -> Pool:
-    """What the front sent; the caller owns the descriptor. EOFError: the front is gone."""
-    message, descriptors, _flags, _address = socket.recv_fds(control, POOL.size, 1)
+    """What the front sent; the caller owns the descriptors. EOFError: the front is gone."""
+    message, descriptors, _flags, _address = socket.recv_fds(control, POOL.size, 2)
     if not descriptors:
         raise EOFError("the front closed the control socket")
-    size_bytes, limit_bytes = POOL.unpack(message)
-    return Pool(size_bytes, limit_bytes, descriptors[0])
+    size_bytes, limit_bytes, passage_bytes = POOL.unpack(message)
+    return Pool(size_bytes, limit_bytes, descriptors[0], passage_bytes, descriptors[1] if passage_bytes else -1)
+
+
+def send_passage(control: socket.socket, descriptor: int) -> None:
+    """Hand the worker's own passage to the front, once, before the first Ran that lies in it. OSError: the front is gone."""
+    socket.send_fds(control, [b"p"], [descriptor])
+
+
+def receive_passage(control: socket.socket) -> int:
+    """What the worker sent, which is there already; the caller owns the descriptor. ValueError: it sent none."""
+    try:
+        _, descriptors, _flags, _address = socket.recv_fds(control, 1, 1, socket.MSG_DONTWAIT)
+    except OSError as error:
+        raise ValueError(f"an answer in a passage that never came: {error}") from None
+    if not descriptors:
+        raise ValueError("an answer in a passage that never came")
+    return descriptors[0]

@@ -163,7 +163,8 @@ def _split(body: Buffer, json_length: bytes) -> tuple[Buffer, memoryview]:
             f"Inference-Header-Content-Length is {length}, the body has {len(view)} bytes"
             + ("" if length else "; binary data without a JSON part is not understood")
         )
-    return view[:length], view[length:]
+    # A copy of the JSON: a body in shared memory can be written by model code, and must not change under the parser.
+    return bytes(view[:length]), view[length:]
 
 
 def _binary_size(item: _Input) -> int | None:

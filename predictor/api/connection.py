@@ -21,10 +21,13 @@ from predictor.api.message import Answering, Buffer, Cancellable, Request, Respo
 from predictor.api.polling import Polling
 from predictor.api.reader import Limits, Load, RequestReader
 from predictor.errors import HearthError, RequestTimedOut
+from predictor.passage import Passage
 
 log = logging.getLogger(__name__)
 
 READ_AHEAD_BYTES: Final = 64 << 10
+READ_BYTES: Final = 256 << 10
+"""Read at once, as uvloop does for protocols that bring no buffer."""
 JOINED_BYTES: Final = 64 << 10
 """Answers up to this size are joined and sent with one write; larger ones are handed over in pieces, uncopied."""
 LINGER_S: Final = 10.0
@@ -42,13 +45,19 @@ class Service:
     """What the connections of one server share.
 
     handler   answers a request; a HearthError or anything else it raises becomes an answer, too
+    passage   where large bodies are received; None: anywhere
+    scratch   what all connections read into: what is in it is used up, or copied, before the next one reads
     date      the Date header's line, renewed every second by the server
     """
 
-    def __init__(self, handler: Callable[[Request], Answering], limits: Limits, load: Load) -> None:
+    def __init__(
+        self, handler: Callable[[Request], Answering], limits: Limits, load: Load, passage: Passage | None = None
+    ) -> None:
         self.handler = handler
         self.limits = limits
         self.load = load
+        self.passage = passage
+        self.scratch = memoryview(bytearray(READ_BYTES))
         self.connections: set[Connection] = set()
         self.draining = False
         self.date = b""
@@ -56,14 +65,16 @@ class Service:
         self.polling = Polling(load, limits.busy_poll_s)
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """See the module. ``deadline_s``: moment of CLOCK_MONOTONIC from which the server calls ``expire``."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._reader = RequestReader(service.limits, service.load, make=self._make, ready=self._ready)
+        self._reader = RequestReader(service.limits, service.load, make=self._make, ready=self._ready, passage=service.passage)
+        self._scratch = service.scratch
+        self._room: memoryview | None = None  # what the transport reads into, if not the scratch
         self._unread: Buffer = b""
         self._queue: deque[Request] = deque()
         self._current: Request | None = None
@@ -91,7 +102,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         """The client is gone: whatever is done for it stops."""
-        self._transport = None
+        self._transport = self._room = None
         service = self._service
         service.connections.discard(self)
         if not service.connections:
@@ -111,12 +122,30 @@ class Connection(asyncio.Protocol):
             self._work.cancel()
             self._work = None
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 (the transport's wish: it gets more)
+        """Where to receive: a large body at its own place, if nothing that came before it is still unread."""
+        if self._reader.body_left_bytes and not (self._unread or self._queue or self._current or self._blocked or self._deaf):
+            self._room = self._reader.room
+            if self._room is not None:
+                return self._room
+        return self._scratch
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Bytes came."""
+        in_place, self._room = self._room is not None, None
         if self._deaf:
             return
-        self._unread = b"".join((self._unread, data)) if self._unread else data
-        self._proceed()
+        if in_place:
+            self._feed(self._reader.received, nbytes, nbytes)
+            self._proceed()
+        elif self._unread:
+            self._unread = b"".join((self._unread, self._scratch[:nbytes]))
+            self._proceed()
+        else:
+            self._unread = self._scratch[:nbytes]
+            self._proceed()
+            if self._unread:
+                self._unread = bytes(self._unread)
 
     def eof_received(self) -> bool:
         """The client will send no more; it may still read. True keeps the connection open for its answer."""
@@ -225,11 +254,15 @@ class Connection(asyncio.Protocol):
             data, self._unread = view[:take_bytes], view[take_bytes:]
         else:
             self._unread = b""
-        self.deadline_s += len(data) / SLOWEST_BYTES_PER_S
+        self._feed(self._reader.feed, data, len(data))
+
+    def _feed(self, feed: Callable[[Any], None], arg: Buffer | int, size_bytes: int) -> None:
+        self.deadline_s += size_bytes / SLOWEST_BYTES_PER_S
         try:
-            self._reader.feed(data)
+            feed(arg)
         except HearthError as error:
-            self._refuse(error)
+            # The traceback's frames, the transport's among them, name the place where the body was received.
+            self._refuse(error.with_traceback(None))
         except Exception as error:  # a connection's root: the parser's own callbacks failed
             log.exception("reading a request failed")
             self._refuse(internal_error(error))

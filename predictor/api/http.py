@@ -18,6 +18,7 @@ from predictor.api.inflate import Inflating
 from predictor.api.message import Answering, Request
 from predictor.api.reader import Limits, Load
 from predictor.api.rest import AdminRoutes, InferenceRoutes
+from predictor.passage import Passage
 
 if TYPE_CHECKING:
     from predictor.api.pod import Pod
@@ -29,18 +30,20 @@ MAX_SWEEP_S: Final = 1.0
 
 
 class HttpServer:
-    """One listening port. ``handler`` answers its requests; ``load`` counts what is inside."""
+    """One listening port. ``handler`` answers its requests; ``load`` counts what is inside; ``passage``: for large bodies."""
 
-    def __init__(self, handler: Callable[[Request], Answering], limits: Limits, load: Load) -> None:
+    def __init__(
+        self, handler: Callable[[Request], Answering], limits: Limits, load: Load, passage: Passage | None = None
+    ) -> None:
         self._inflating = Inflating(handler, limits, load)
-        self._service = Service(self._inflating, limits, load)
+        self._service = Service(self._inflating, limits, load, passage)
         self._server: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
 
     @classmethod
     def inference(cls, pod: Pod) -> Self:
         """The port that clients use."""
-        return cls(InferenceRoutes(pod), Limits.of(pod.settings), pod.load)
+        return cls(InferenceRoutes(pod), Limits.of(pod.settings), pod.load, pod.passage)
 
     @classmethod
     def admin(cls, pod: Pod) -> Self:

@@ -111,7 +111,7 @@ class Request:
         self.query = ""
         self.version = "1.1"
         self.headers: dict[bytes, bytes] = {}
-        self.body: bytes | bytearray = b""
+        self.body: Buffer = b""
         self.body_bytes = 0
         self.keep_alive = False
         self.refusal: HearthError | None = None

@@ -11,6 +11,7 @@ from typing import Protocol
 from predictor.api.reader import Load
 from predictor.cache import Cache
 from predictor.model import ModelSpec
+from predictor.passage import Passage
 from predictor.settings import Settings
 from predictor.telemetry import Telemetry, Timeline
 
@@ -47,6 +48,7 @@ class Pod:
     device_failure  why the pod cannot compute; "" while it can or is still starting
     disk_degraded   why nothing can be written to disk; "" while all is well, or nothing is kept there
     load            what is inside the inference port now
+    passage         where large bodies are received, for the workers to read; None: nowhere in particular
     """
 
     settings: Settings
@@ -59,6 +61,7 @@ class Pod:
     disk_degraded: Callable[[], str] = lambda: ""
     state: PodState = PodState.STARTING
     load: Load = field(default_factory=Load)
+    passage: Passage | None = None
 
     def __post_init__(self) -> None:
         self.name = re.sub(r"[^A-Za-z0-9._-]", "-", self.name)

@@ -3,6 +3,9 @@
 llhttp (through httptools) already refuses what request smuggling lives on: Content-Length beside Transfer-Encoding,
 repeated or malformed lengths, bare line feeds, folded headers, unknown versions of either. It bounds nothing, though:
 header bytes, header count, body and chunk framing are counted here.
+
+A large body of known length does not go through llhttp at all: its parser would copy every piece. What follows such a
+head is so many bytes, received where the worker reads them (``room``), and after them a new parser begins.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 
 from predictor.api.message import Buffer, Request
 from predictor.errors import BodyTooLarge, HeadTooLarge, HearthError, MalformedRequest, MethodNotAllowed, TooManyRequests
+from predictor.passage import Passage
 from predictor.settings import Settings
+from predictor.wire import INLINE_BYTES
 
 MAX_HEAD_BYTES: Final = 32 << 10
 """Request line and headers. nginx takes four times 8 KiB, uvicorn 64 KiB; service meshes add one or two."""
@@ -26,6 +31,9 @@ SLICE_BYTES: Final = 8 << 10
 at most 455 of them before any is answered. A body of known length is fed whole."""
 MAX_FRAMING: Final = 8
 """Bytes of chunk framing tolerated per byte of body, beyond MAX_HEAD_BYTES: a one-byte chunk needs 5 and its byte."""
+ALIGNED_BYTES: Final = 64
+"""Where the tensors of a large body begin: runtimes copy what is not aligned, or compute on it more slowly."""
+MAX_LENGTH_DIGITS: Final = 12
 
 
 @dataclass(slots=True)
@@ -61,22 +69,31 @@ class Limits:
 class RequestReader:
     """One connection's parser.
 
-    make   an empty Request, asked for at a request's first byte
-    ready  told each complete request, in the order they came
+    make     an empty Request, asked for at a request's first byte
+    ready    told each complete request, in the order they came
+    passage  where large bodies of binary tensors are received; None: all bodies are assembled from what is fed
     """
 
     __slots__ = (
-        "_arriving", "_in_head", "_limits", "_load", "_make", "_overhead_bytes", "_parser", "_ready", "_target",
-        "awaits_continue", "body_left_bytes", "ended",
+        "_arriving", "_in_head", "_limits", "_load", "_make", "_overhead_bytes", "_parser", "_passage", "_place", "_ready",
+        "_target", "awaits_continue", "body_left_bytes", "ended",
     )  # fmt: skip
 
     def __init__(
-        self, limits: Limits, load: Load, *, make: Callable[[float], Request], ready: Callable[[Request], None]
+        self,
+        limits: Limits,
+        load: Load,
+        *,
+        make: Callable[[float], Request],
+        ready: Callable[[Request], None],
+        passage: Passage | None = None,
     ) -> None:
         self._limits = limits
         self._load = load
         self._make = make
         self._ready = ready
+        self._passage = passage
+        self._place: memoryview | None = None  # the arriving body's, all of it
         self._parser: HttpRequestParser | None = HttpRequestParser(self)
         self._arriving: Request | None = None
         self._target = b""
@@ -96,9 +113,34 @@ class RequestReader:
         """The most that may be fed at once."""
         return max(SLICE_BYTES, self.body_left_bytes)
 
+    @property
+    def room(self) -> memoryview | None:
+        """Where the next bytes may be received, if they belong to a large body; ``received`` tells how many came."""
+        place, request = self._place, self._arriving
+        return place[request.body_bytes :] if place is not None and request is not None else None
+
+    def received(self, size_bytes: int) -> None:
+        """So many bytes of the body are in ``room``. Raises as ``feed`` does."""
+        request = self._arriving
+        assert request is not None, "a body before its request"
+        assert self._place is not None, "a body without its place"
+        self._count(request, size_bytes)
+        if not self.body_left_bytes:
+            request.body, self._place = self._place, None
+            self._parser = HttpRequestParser(self)  # the old one still waits for this body
+            self._complete(request)
+
     def feed(self, data: Buffer) -> None:
         """Parse. Raises what the connection must be refused with; nothing may be fed after that."""
         if self._parser is None or self.ended:
+            return
+        room = self.room
+        if room is not None:
+            size_bytes = min(len(data), len(room))
+            room[:size_bytes] = data[:size_bytes]
+            self.received(size_bytes)
+            if size_bytes < len(data):
+                self.feed(memoryview(data)[size_bytes:])
             return
         self._overhead_bytes += len(data)
         try:
@@ -118,6 +160,7 @@ class RequestReader:
     def close(self) -> None:
         """Nothing more will come: break the cycle with the parser, give the partial body's bytes back."""
         self._parser = None
+        self._place = None
         if self._arriving is not None:
             self._load.body_bytes -= self._arriving.body_bytes
             self._arriving = None
@@ -170,26 +213,20 @@ class RequestReader:
         self.awaits_continue = (
             b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and request.version == "1.1"
         )
+        if length > INLINE_BYTES and self._passage is not None and b"content-encoding" not in headers:
+            self._place = _place(self._passage, length, headers.get(b"inference-header-content-length", b""))
 
     def on_body(self, piece: bytes) -> None:
         """A piece of the body."""
         request = self._arriving
         assert request is not None, "a body before its request"
         size_bytes = len(piece)
-        self.awaits_continue = False
-        self.body_left_bytes = max(0, self.body_left_bytes - size_bytes)
+        begin = request.body_bytes
         self._overhead_bytes -= size_bytes
-        request.body_bytes += size_bytes
-        self._load.body_bytes += size_bytes
-        if request.body_bytes > self._limits.max_body_bytes:
-            raise self._too_large("longer")
-        if self._load.body_bytes > self._limits.max_body_bytes_in_flight:
-            raise TooManyRequests(
-                f"request bodies inside this pod reach {self._limits.max_body_bytes_in_flight} bytes "
-                "(HEARTH_MAX_BODY_BYTES_IN_FLIGHT): try again later",
-                retry_after_s=1.0,
-            )
-        if not request.body:
+        self._count(request, size_bytes)
+        if self._place is not None:  # what the head's slice held of it
+            self._place[begin : begin + size_bytes] = piece
+        elif not request.body:
             request.body = piece  # the usual case: one piece, never copied
         elif isinstance(request.body, bytearray):
             request.body += piece
@@ -202,13 +239,30 @@ class RequestReader:
         request, parser = self._arriving, self._parser
         assert request is not None, "an end before its request"
         assert parser is not None, "a request after the end"
-        if parser.should_upgrade():
-            return
+        if not parser.should_upgrade():
+            self._complete(request)
+
+    def _complete(self, request: Request) -> None:
         self._arriving = None
         self.awaits_continue = False
         self.body_left_bytes = 0
         self.ended = not request.keep_alive
         self._ready(request)
+
+    def _count(self, request: Request, size_bytes: int) -> None:
+        """Bytes of the body came."""
+        self.awaits_continue = False
+        self.body_left_bytes = max(0, self.body_left_bytes - size_bytes)
+        request.body_bytes += size_bytes
+        self._load.body_bytes += size_bytes
+        if request.body_bytes > self._limits.max_body_bytes:
+            raise self._too_large("longer")
+        if self._load.body_bytes > self._limits.max_body_bytes_in_flight:
+            raise TooManyRequests(
+                f"request bodies inside this pod reach {self._limits.max_body_bytes_in_flight} bytes "
+                "(HEARTH_MAX_BODY_BYTES_IN_FLIGHT): try again later",
+                retry_after_s=1.0,
+            )
 
     # ---- small print -----------------------------------------------------------------------------------------
 
@@ -253,3 +307,12 @@ class RequestReader:
         self.feed(head)
         if rest:
             self.feed(rest)
+
+
+def _place(passage: Passage, length: int, json_length: bytes) -> memoryview | None:
+    """Room for a body whose tensors follow ``json_length`` bytes of JSON; None: it has none, or there is no room."""
+    if not json_length.isdigit() or len(json_length) > MAX_LENGTH_DIGITS:
+        return None
+    begin = -int(json_length) % ALIGNED_BYTES
+    place = passage.take(begin + length)
+    return place[begin:] if place is not None else None

@@ -51,12 +51,14 @@ class Mapped:
 class Weights:
     """The front's pool. ``descriptor`` is its memfd, which this object owns from now on.
 
-    limit_bytes  see wire.Pool
+    limit_bytes, passage, passage_bytes  see wire.Pool
     """
 
     def __init__(self, descriptor: int, size_bytes: int, *, limit_bytes: int = 0) -> None:
         self.size_bytes = size_bytes
         self.limit_bytes = limit_bytes
+        self.passage = -1
+        self.passage_bytes = 0
         self._descriptor = descriptor
         self._whole: torch.Tensor | None = None
 
@@ -64,7 +66,9 @@ class Weights:
     def receive(cls, control: socket.socket) -> Weights:
         """Wait until the front sends it. EOFError: the front is gone."""
         pool = receive_pool(control)
-        return cls(pool.descriptor, pool.size_bytes, limit_bytes=pool.limit_bytes)
+        weights = cls(pool.descriptor, pool.size_bytes, limit_bytes=pool.limit_bytes)
+        weights.passage, weights.passage_bytes = pool.passage, pool.passage_bytes
+        return weights
 
     def map(self, extents: Extents, size_bytes: int) -> Mapped:
         """Map ``size_bytes`` bytes that lie in ``extents``. LoadFailed: the kernel does not let us."""

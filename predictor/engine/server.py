@@ -27,10 +27,12 @@ from predictor.engine.formats import Built, Output, build, prepare
 from predictor.engine.mapping import Weights
 from predictor.engine.memory import NOT_MEASURED, is_out_of_memory
 from predictor.engine.probe import measured_run, probe
+from predictor.engine.shared import Shared
 from predictor.errors import HearthError, LoadFailed, ModelFailed, OutOfMemory
 from predictor.wire import (
     Failed,
     Frames,
+    Free,
     FromWorker,
     Hello,
     Load,
@@ -92,6 +94,7 @@ class Server:
         self._models: dict[str, Built] = {}
         self._loads: queue.SimpleQueue[Load] = queue.SimpleQueue()  # bounded by the ledger: one transfer per copy
         self._writing = threading.Lock()
+        self._shared = Shared(control)
         self._computing = threading.Lock()  # one computation at a time: two would share one peak
         self._builds_begun = 0
         self._builds_ended = 0
@@ -124,6 +127,8 @@ class Server:
                         self._run(message, body)
                     elif isinstance(message, Load):
                         self._loads.put(message)
+                    elif isinstance(message, Free):
+                        self._shared.free(message.offsets)
                     else:
                         self._unload(message)
                 except ConnectionError:
@@ -133,6 +138,7 @@ class Server:
         """The second thread: builds models in the order asked for."""
         try:
             weights = Weights.receive(self._control)
+            self._shared.begin(weights.passage, weights.passage_bytes)
             if weights.limit_bytes:
                 self._device.cap(weights.limit_bytes)
             while True:
@@ -214,6 +220,9 @@ class Server:
                 self._device.give_back()
         # The page says so until the answer is out: the front reads there who was inside when this process died.
         try:
+            if isinstance(answer, Ran):
+                answer = self._shared.put(answer, parts)
+            self._shared.let_go()
             self.send(answer, parts)
         finally:
             self._page[:8] = bytes(8)
@@ -239,13 +248,16 @@ class Server:
 
     def _measured(self, message: Run, body: memoryview) -> tuple[list[Output], int]:
         begun, ended = self._builds_begun, self._builds_ended
-        outputs, peak_bytes = measured_run(self._device, lambda: self._compute(message, body), body.nbytes)
+        size_bytes = sum(tensor.size_bytes for tensor in message.inputs)
+        outputs, peak_bytes = measured_run(self._device, lambda: self._compute(message, body), size_bytes)
         alone = begun == ended and begun == self._builds_begun
         return outputs, peak_bytes if alone else NOT_MEASURED
 
     def _compute(self, message: Run, body: memoryview) -> list[Output]:
         model = self._models.get(message.model)
         assert model is not None, f"{message.model} runs without being loaded"
+        if message.pieces:
+            body = self._shared.open(message.pieces)
         inputs: list[tuple[Tensor, memoryview]] = []
         begin = 0
         for tensor in message.inputs:

@@ -18,12 +18,11 @@ from typing import Final, NamedTuple, TypeAlias, cast
 
 from predictor.errors import DeadlineExceeded, HearthError, TooManyRequests, WorkerDied, WorkerRestarting
 from predictor.model import ModelRef
+from predictor.passage import Buffer
 from predictor.policy.batching import Batch, Batching, Entry, Priority, Terms
 from predictor.wire import Tensor
 
 log = logging.getLogger(__name__)
-
-Buffer = bytes | bytearray | memoryview
 
 SWEEP_S: Final = 0.02
 """How often those that wait are looked through for deadlines that cannot be met any more."""

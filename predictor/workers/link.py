@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import socket
+import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, TypeAlias, cast
 
@@ -14,9 +18,23 @@ import msgspec
 
 from predictor import errors
 from predictor.errors import HearthError, ModelFailed
-from predictor.wire import Failed, Frames, FromWorker, Hello, Ran, ToWorker, encode_head, from_worker_decoder
+from predictor.passage import Buffer, Extent, Passage, sealed_bytes, window
+from predictor.wire import (
+    INLINE_BYTES,
+    Asking,
+    Failed,
+    Frames,
+    Free,
+    FromWorker,
+    Hello,
+    Ran,
+    Run,
+    ToWorker,
+    encode_head,
+    from_worker_decoder,
+    receive_passage,
+)
 
-Buffer = bytes | bytearray | memoryview
 Reply: TypeAlias = "tuple[FromWorker, memoryview] | HearthError"
 """What a worker answered, with the bytes that came with it; or what went wrong."""
 
@@ -25,11 +43,16 @@ JOINED_BYTES: Final = 64 << 10
 
 
 class Pending(NamedTuple):
-    """A request that the worker has not answered yet."""
+    """A request that the worker has not answered yet.
+
+    body  what the worker may still read: shared memory is free again when nobody holds it any more, and whoever asked
+          may be gone long before the worker is done
+    """
 
     answer: Callable[[Reply], None]
     sent_s: float
     computes: bool
+    body: Sequence[Buffer] = ()
 
 
 class Link(asyncio.Protocol):
@@ -37,11 +60,18 @@ class Link(asyncio.Protocol):
 
     closed  the socket is
     ended   the process behind it was waited for: whatever it had mapped, it does not any more
+
+    passage  where large requests lie; None: all bytes travel in frames
+    control  the socket on which the worker sends the descriptor of its own passage, where large answers lie
     """
 
-    def __init__(self, on_hello: Callable[[Hello], None]) -> None:
+    def __init__(
+        self, on_hello: Callable[[Hello], None], passage: Passage | None = None, control: socket.socket | None = None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_hello = on_hello
+        self._passage = passage
+        self._answers = Answers(control, self._free) if control is not None else None
         self._frames = Frames()
         self._ids = itertools.count(1)
         self._transport: asyncio.Transport | None = None
@@ -57,6 +87,8 @@ class Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (the process's end tells more)
         """Called by the loop: the worker is gone, or we are."""
         self._transport = None
+        if self._answers is not None:
+            self._answers.close()
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -75,24 +107,24 @@ class Link(asyncio.Protocol):
         return next(self._ids)
 
     def send(
-        self, message: ToWorker, body: Sequence[Buffer] = (), *, answer: Callable[[Reply], None], computes: bool = False
+        self, message: Asking, body: Sequence[Buffer] = (), *, answer: Callable[[Reply], None], computes: bool = False
     ) -> None:
         """Write the message; ``answer`` is called with what the worker replies, or with what ended it; not before this returns.
 
         computes  the worker handles it on its computing thread, in order
         """
-        self.pending[message.id] = Pending(answer, self._loop.time(), computes)
-        # A transport that closes raises on write under uvloop; who waits is told when the link's end is handled.
-        if self._transport is None or self._transport.is_closing():
-            return
         body_bytes = sum(map(len, body))
-        head = encode_head(message, body_bytes)
-        if body_bytes <= JOINED_BYTES:
-            self._transport.write(b"".join((head, *body)))
-        else:
-            self._transport.writelines((head, *body))
+        if body_bytes > INLINE_BYTES and isinstance(message, Run) and self._passage is not None:
+            shared = _shared(self._passage, body)
+            if shared is not None:
+                pieces, held = shared
+                self.pending[message.id] = Pending(answer, self._loop.time(), computes, held)
+                self._write(msgspec.structs.replace(message, pieces=pieces))
+                return
+        self.pending[message.id] = Pending(answer, self._loop.time(), computes)
+        self._write(message, body, body_bytes)
 
-    async def ask(self, message: ToWorker, *, computes: bool = False) -> FromWorker:
+    async def ask(self, message: Asking, *, computes: bool = False) -> FromWorker:
         """Write the message and wait for the reply. Raises what went wrong."""
         reply: asyncio.Future[FromWorker] = self._loop.create_future()
 
@@ -118,16 +150,115 @@ class Link(asyncio.Protocol):
         for number, request in pending.items():
             request.answer(why(number, request))
 
+    def _write(self, message: ToWorker, body: Sequence[Buffer] = (), body_bytes: int = 0) -> None:
+        # A transport that closes raises on write under uvloop; who waits is failed when the link's end is handled.
+        if self._transport is None or self._transport.is_closing():
+            return
+        head = encode_head(message, body_bytes)
+        if not body:
+            self._transport.write(head)
+        elif body_bytes <= JOINED_BYTES:
+            self._transport.write(b"".join((head, *body)))
+        else:
+            self._transport.writelines((head, *body))
+
+    def _free(self, offsets: tuple[int, ...]) -> None:
+        self._write(Free(offsets))
+
     def _answer(self, message: FromWorker, body: memoryview) -> None:
         if isinstance(message, Hello):
             self._on_hello(message)
             return
+        if isinstance(message, Ran) and message.place is not None:
+            if self._answers is None:
+                raise ValueError("an answer in a passage that nobody asked for")
+            body = self._answers.open(message.place)  # also when nobody wants it any more: dropped, it is freed there
         request = self.pending.pop(message.id, None)
         if request is None:
             return
         if request.computes or isinstance(message, Ran):
             self.answered_s = self._loop.time()
         request.answer(_error(message) if isinstance(message, Failed) else (message, body))
+
+
+class Answers:
+    """The worker's passage, seen from the front: every answer is a mapping of its own, and freed when that is gone.
+
+    control  where its descriptor comes from, before the first answer that lies in it
+    free     tells the worker; called in the loop, once for all that was dropped meanwhile
+    """
+
+    def __init__(self, control: socket.socket, free: Callable[[tuple[int, ...]], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._control = control
+        self._free = free
+        self._descriptor = -1
+        self._size_bytes = 0
+        self._held: dict[int, weakref.ref[object]] = {}
+        self._dropped: deque[int] = deque()  # bounded by _held
+
+    def open(self, extent: Extent) -> memoryview:
+        """The answer at ``extent``. ValueError: there is nothing that a worker of ours would send."""
+        if self._descriptor < 0:
+            self._descriptor = receive_passage(self._control)
+            self._size_bytes = sealed_bytes(self._descriptor)
+        offset, size_bytes = extent
+        if not (offset >= 0 and 0 < size_bytes <= self._size_bytes - offset) or offset in self._held:
+            raise ValueError(f"an answer at {extent} of {self._size_bytes} bytes")
+        mapping, view = window(self._descriptor, extent)
+        self._held[offset] = weakref.ref(mapping, lambda _: self._drop(offset))
+        return view
+
+    def close(self) -> None:
+        """The worker is gone. What is open stays readable until it is dropped."""
+        self._free = lambda _: None
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _drop(self, offset: int) -> None:
+        """Nobody reads it any more: called in whatever thread let go of it, or ran the garbage collector."""
+        self._dropped.append(offset)
+        if len(self._dropped) == 1 and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        offsets = []
+        while self._dropped:
+            offsets.append(self._dropped.popleft())
+            del self._held[offsets[-1]]
+        if offsets:
+            self._free(tuple(offsets))
+
+
+def _shared(passage: Passage, body: Sequence[Buffer]) -> tuple[tuple[Extent, ...], list[Buffer]] | None:
+    """Where ``body`` lies in the passage, and what has to be held meanwhile. None: there is no room for all of it.
+
+    What is not there yet is copied there, in one place. Pieces that touch become one: the worker uses one in place, and
+    joins several.
+    """
+    found = [passage.find(part) for part in body]
+    elsewhere = [part for part, extent in zip(body, found, strict=True) if extent is None and len(part)]
+    held = [part for part, extent in zip(body, found, strict=True) if extent is not None]
+    begin = 0
+    if elsewhere:
+        put = passage.put(elsewhere)
+        if put is None:
+            return None
+        (begin, _), place = put
+        held.append(place)
+    pieces: list[Extent] = []
+    for part, extent in zip(body, found, strict=True):
+        if not len(part):
+            continue
+        offset, size_bytes = extent or (begin, len(part))
+        if extent is None:
+            begin += size_bytes
+        if pieces and sum(pieces[-1]) == offset:
+            pieces[-1] = pieces[-1][0], pieces[-1][1] + size_bytes
+        else:
+            pieces.append((offset, size_bytes))
+    return tuple(pieces), held
 
 
 def _error(failed: Failed) -> HearthError:

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from predictor import wire
 from predictor.errors import HearthError, LoadFailed, ModelFailed, WorkerDied, WorkerRestarting
 from predictor.model import ModelRef, ModelSpec, TensorSpec
+from predictor.passage import Passage
 from predictor.wire import Field, File, FromWorker, Hello, Load, Loaded, Ran, Run, Unload, send_pool
 from predictor.workers.dispatch import Answer, Outcome, Work
 from predictor.workers.link import Link, Reply
@@ -51,6 +52,7 @@ class Worker:
 
     pool         where the arenas of all models lie
     limit_bytes  what the process may allocate for all models together; 0: no limit
+    passage      where large requests lie; None: they travel over the socket
     on_ready     the process can take models
     on_lost      it is gone, unasked, and every model in it
     on_death     the same a moment later, with the reason
@@ -65,6 +67,7 @@ class Worker:
         threads: int,
         pool: Pool,
         limit_bytes: int = 0,
+        passage: Passage | None = None,
         build_timeout_s: float,
         execute_timeout_s: float,
         on_ready: Callable[[Hello], object],
@@ -79,6 +82,7 @@ class Worker:
         self._threads = threads
         self._pool = pool
         self._limit_bytes = limit_bytes
+        self._passage = passage
         self._build_timeout_s = build_timeout_s
         self._execute_timeout_s = execute_timeout_s
         self._on_ready = on_ready
@@ -202,10 +206,14 @@ class Worker:
         """One process from its start to its end; returns why it ended."""
         loop = asyncio.get_running_loop()
         spawned.stream.setblocking(False)  # noqa: FBT003 (the socket module's own signature)
-        _, link = await loop.create_unix_connection(lambda: Link(self._hello), sock=spawned.stream)
+        passage = self._passage
+        _, link = await loop.create_unix_connection(
+            lambda: Link(self._hello, passage, spawned.control if passage is not None else None), sock=spawned.stream
+        )
         self._link = link
+        shared = (passage.size_bytes, passage.reader) if passage is not None else ()
         try:
-            send_pool(spawned.control, wire.Pool(self._pool.size_bytes, self._limit_bytes, self._pool.reader))
+            send_pool(spawned.control, wire.Pool(self._pool.size_bytes, self._limit_bytes, self._pool.reader, *shared))
         except OSError as error:  # it is dead already, which the link's end tells in a moment
             log.debug("the worker of device %d took no weights: %s", self.device, error)
         watching = asyncio.create_task(self._watch(link), name=f"watch worker {self.device}")
@@ -255,9 +263,10 @@ class Worker:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WATCH_S)
-            first = next((request for request in link.pending.values() if request.computes), None)
-            if first is not None:
-                busy_s = loop.time() - max(first.sent_s, link.answered_s)
+            # The moment and not the request: held until the next look, its shared memory would not be free meanwhile.
+            first_s = next((request.sent_s for request in link.pending.values() if request.computes), None)
+            if first_s is not None:
+                busy_s = loop.time() - max(first_s, link.answered_s)
                 if busy_s > self._execute_timeout_s:
                     self._kill(f"a request computed for more than {self._execute_timeout_s:g} s (HEARTH_EXECUTE_TIMEOUT_S)")
                     return

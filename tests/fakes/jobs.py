@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from predictor.errors import HearthError
 from predictor.lease import Lease
 from predictor.model import ModelRef
+from predictor.passage import Buffer
 from predictor.policy.batching import Priority
 from predictor.wire import Tensor
-from predictor.workers.dispatch import Answer, Buffer, Job, Outcome
+from predictor.workers.dispatch import Answer, Job, Outcome
 
 NOBODY = ModelRef("default", "nobody", 1)
 

@@ -24,6 +24,7 @@ from predictor.cache import Cache
 from predictor.errors import HearthError, SchemaMismatch, UnknownModel
 from predictor.hops import Hops
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec, TensorSpec
+from predictor.passage import Buffer, Passage
 from predictor.policy.batching import Terms
 from predictor.policy.demand import Demand
 from predictor.policy.ledger import Ledger
@@ -31,7 +32,7 @@ from predictor.policy.residency import RAM, Place
 from predictor.settings import Settings
 from predictor.telemetry import Batches, Telemetry, Timeline
 from predictor.wire import Field, Loaded, Tensor
-from predictor.workers.dispatch import Answer, Buffer, Dispatcher, Job, Outcome, Work
+from predictor.workers.dispatch import Answer, Dispatcher, Job, Outcome, Work
 from tests.fakes.profiles import HEADROOM_BYTES, KnownProfiles
 from tests.fakes.tiers import FakeRam
 
@@ -147,9 +148,11 @@ class ComputingDevice:
             asyncio.get_running_loop().call_soon(finish)
 
     def _computed(self, work: Work) -> Outcome:
-        whole = memoryview(b"".join(work.body))
-        ends = tuple(accumulate(tensor.size_bytes for tensor in work.inputs))
-        body = [whole[end - one.size_bytes : end] for one, end in zip(work.inputs, ends, strict=True)]
+        body = list(work.body)
+        if len(body) != len(work.inputs):  # several requests
+            whole = memoryview(b"".join(body))
+            ends = tuple(accumulate(tensor.size_bytes for tensor in work.inputs))
+            body = [whole[end - one.size_bytes : end] for one, end in zip(work.inputs, ends, strict=True)]
         try:
             answer = self.computes.get(work.ref.name, echo)(work.inputs, body)
         except HearthError as error:
@@ -200,6 +203,7 @@ def make_pod(settings: Settings, catalogue: FakeCatalogue, device: ComputingDevi
         cache=cache,
         telemetry=telemetry,
         timeline=timeline,
+        passage=Passage(2 * settings.max_body_bytes_in_flight, "requests"),
         device_failure=lambda: "",
         state=PodState.SERVING,
     )
@@ -263,6 +267,12 @@ class ServedPod:
     def leases(self) -> int:
         """Leases that nobody has released."""
         return self.call(lambda: sum(copy.holds for copy in self.pod.cache.ledger.copies() if copy.place != RAM))
+
+    @property
+    def passage(self) -> Passage:
+        """Where large bodies are received."""
+        assert self.pod.passage is not None
+        return self.pod.passage
 
     @property
     def url(self) -> str:

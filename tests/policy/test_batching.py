@@ -390,3 +390,13 @@ def test_running_at_once_is_what_offering_and_taking_come_to(
         assert short._classes[priority].debts == long._classes[priority].debts
         assert short._classes[priority].since_s == long._classes[priority].since_s
         assert (short.length, short._waiting) == (long.length, long._waiting)
+
+
+@pytest.mark.parametrize(("terms", "count"), [(Terms(max_rows=3), 3), (Terms(max_rows=8, max_elements=20), 2)])
+def test_a_batch_ends_before_the_first_request_that_does_not_fit(terms: Terms, count: int) -> None:
+    device = Batching()
+    for _ in range(5):
+        device.offer(Entry("a", "x", elements=10), terms)
+    batch = device.take(0.0)
+    assert batch is not None
+    assert len(batch.entries) == count

@@ -75,6 +75,15 @@ class Rig:
         self.connection = Connection(self.service)
         self.connection.connection_made(self.transport)
 
+    def receive(self, data: bytes) -> None:
+        """As transports do it."""
+        while data:
+            buffer = self.connection.get_buffer(-1)
+            size_bytes = min(len(buffer), len(data))
+            buffer[:size_bytes] = data[:size_bytes]
+            self.connection.buffer_updated(size_bytes)
+            data = data[size_bytes:]
+
     def handle(self, request: Request) -> Answering:
         self.requests.append(request)
         if self.at_once:
@@ -85,7 +94,7 @@ class Rig:
 
 async def test_an_answer_that_comes_after_the_client_left_goes_nowhere() -> None:
     rig = Rig(at_once=False)
-    rig.connection.data_received(GET)
+    rig.receive(GET)
     rig.transport.close()
     rig.connection.connection_lost(ConnectionResetError())
 
@@ -97,7 +106,7 @@ async def test_an_answer_that_comes_after_the_client_left_goes_nowhere() -> None
 
 async def test_an_answer_to_a_transport_that_is_closing_but_not_lost_yet_is_not_written() -> None:
     rig = Rig(at_once=False)
-    rig.connection.data_received(GET)
+    rig.receive(GET)
     rig.transport.close()
 
     rig.requests[0].answer(Response(200))
@@ -109,7 +118,7 @@ async def test_an_answer_to_a_transport_that_is_closing_but_not_lost_yet_is_not_
 
 async def test_a_second_answer_to_one_request_is_ignored() -> None:
     rig = Rig(at_once=False)
-    rig.connection.data_received(GET + GET)
+    rig.receive(GET + GET)
 
     for _ in range(3):
         rig.requests[0].answer(Response(200))
@@ -120,7 +129,7 @@ async def test_a_second_answer_to_one_request_is_ignored() -> None:
 
 async def test_work_begun_for_a_client_that_left_is_cancelled_at_once() -> None:
     rig = Rig(at_once=False)
-    rig.connection.data_received(GET)
+    rig.receive(GET)
     rig.connection.connection_lost(None)
     began = asyncio.Event()
 
@@ -138,7 +147,7 @@ async def test_work_begun_for_a_client_that_left_is_cancelled_at_once() -> None:
 async def test_a_refused_client_that_resets_meanwhile_is_let_go() -> None:
     rig = Rig(transport=FakeTransport(eof_error=OSError(107, "not connected")))
 
-    rig.connection.data_received(b"garbage\r\n\r\n")
+    rig.receive(b"garbage\r\n\r\n")
 
     assert rig.transport.written.startswith(b"HTTP/1.1 400 ")
     assert rig.transport.aborted
@@ -147,7 +156,7 @@ async def test_a_refused_client_that_resets_meanwhile_is_let_go() -> None:
 async def test_one_tick_of_the_loop_takes_up_one_slice_of_pipelined_requests() -> None:
     rig = Rig()
     in_a_slice = SLICE_BYTES // len(GET)
-    rig.connection.data_received(GET * (3 * in_a_slice))
+    rig.receive(GET * (3 * in_a_slice))
     at_once = rig.transport.answers
 
     for _ in range(3):
@@ -160,7 +169,7 @@ async def test_one_tick_of_the_loop_takes_up_one_slice_of_pipelined_requests() -
 async def test_a_client_that_takes_nothing_is_given_nothing_more() -> None:
     rig = Rig()
     rig.connection.pause_writing()
-    rig.connection.data_received(GET * 3)
+    rig.receive(GET * 3)
     blocked = rig.transport.answers
     rig.connection.resume_writing()
 
@@ -169,7 +178,7 @@ async def test_a_client_that_takes_nothing_is_given_nothing_more() -> None:
 
 async def test_a_task_that_is_cancelled_by_others_cuts_its_connection_instead_of_hanging_it() -> None:
     rig = Rig(at_once=False)
-    rig.connection.data_received(GET)
+    rig.receive(GET)
     task = rig.requests[0].answer_later(asyncio.sleep(3600, Response(200)))
 
     task.cancel()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from predictor.api.connection import READ_AHEAD_BYTES, Connection
-from tests.fakes.pod import LOOPS, ServedPod, model
+from tests.fakes.pod import LOOPS, ServedPod, echo, model
 from tests.fakes.raw_client import RawClient, request
 
 INFER = "/v2/models/echo/infer"
@@ -423,6 +423,97 @@ def test_a_client_that_takes_its_answer_slowly_gets_all_of_it_and_the_next(serve
 
         assert len(one.reply().body) > 20_000_000
         assert one.reply().json == {"live": True}
+
+
+# ---- large bodies ------------------------------------------------------------------------------------------------
+
+
+def large(size_bytes: int, name: str = "echo") -> bytes:
+    tensor = {"name": "x", "datatype": "UINT8", "shape": [size_bytes], "parameters": {"binary_data_size": size_bytes}}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    body = head + (b"0123456789" * (size_bytes // 10 + 1))[:size_bytes]
+    return post(f"/v2/models/{name}/infer", body, f"Inference-Header-Content-Length: {len(head)}")
+
+
+@pytest.mark.parametrize("size_bytes", [0, 65_000, (64 << 10) - 1, 64 << 10, (64 << 10) + 1, 300_000])
+def test_a_body_of_any_size_comes_back_and_so_do_requests_pipelined_around_it(served: ServedPod, size_bytes: int) -> None:
+    with client(served) as one:
+        one.send(request("/livez") + large(size_bytes) + large(size_bytes) + post(INFER, inference(7)))
+        replies = [one.reply() for _ in range(4)]
+
+        expected = large(size_bytes)[-size_bytes:] if size_bytes else b""
+        assert [reply.status for reply in replies] == [200] * 4
+        assert replies[1].body.endswith(expected)
+        assert replies[2].body == replies[1].body
+        assert values(replies[3].body) == [7]
+    served.until(lambda: served.passage.used_bytes == 0)
+
+
+def test_a_large_body_may_be_cut_anywhere_and_waits_for_the_request_before_it(served: ServedPod) -> None:
+    hold(served)
+    with client(served) as one:
+        one.send(post("/v2/models/held/infer", inference(1)))
+        served.until(lambda: served.device.waiting("held") == 1)
+        data = large(300_000)
+        for begin in range(0, len(data), 50_001):
+            one.send(data[begin : begin + 50_001])
+        served.call(lambda: served.device.let_go("held"))
+
+        assert values(one.reply().body) == [1]
+        assert one.reply().body.endswith(data[-300_000:])
+
+
+def test_a_large_body_is_where_a_worker_reads_it_and_its_tensors_are_aligned(served: ServedPod) -> None:
+    seen: list[tuple[int, int] | None] = []
+    served.device.computes["echo"] = lambda inputs, body: (
+        seen.append(served.passage.find(body[0])),  # type: ignore[func-returns-value]
+        echo(inputs, body),
+    )[1]
+    with client(served) as one:
+        one.send(large(1_000_000))
+        assert one.reply().status == 200
+
+    assert [(place[0] % 64, place[1]) for place in seen if place] == [(0, 1_000_000)]
+
+
+def test_a_large_body_that_waits_for_100_continue_is_asked_for(served: ServedPod) -> None:
+    head, body = large(200_000).split(b"\r\n\r\n", 1)
+    with client(served) as one:
+        one.send(head + b"\r\nExpect: 100-continue\r\n\r\n")
+        assert one.reply().status == 100
+        one.send(body)
+        assert one.reply().status == 200
+
+
+def test_without_room_a_large_body_is_assembled_as_any_other(served: ServedPod) -> None:
+    with client(served) as one:
+        occupied = served.call(lambda: served.passage.take(served.passage.size_bytes))
+        one.send(large(1_000_000))
+        assert one.reply().status == 200
+        assert occupied is not None
+
+
+def test_a_client_that_goes_in_the_middle_of_a_large_body_leaves_no_memory_behind(served: ServedPod) -> None:
+    one = client(served)
+    one.send(large(5_000_000)[:-1000])
+    served.until(lambda: served.pod.load.body_bytes > 1_000_000)
+    one.reset()
+
+    served.until(lambda: served.inference.connections == 0)
+    assert served.call(lambda: served.passage.used_bytes) == 0
+
+
+def test_large_bodies_beyond_what_the_pod_may_hold_are_put_off(loop: str) -> None:
+    with pod(loop, max_body_bytes=1 << 20, max_body_bytes_in_flight=1_500_000) as served:
+        hold(served)
+        with client(served) as one, client(served) as two:
+            one.send(large(1_000_000, "held"))
+            served.until(lambda: served.device.waiting("held") == 1)
+            two.send(large(1_000_000))
+            assert two.reply().status == 429
+            served.call(lambda: served.device.let_go("held"))
+            assert one.reply().status == 200
+        served.until(lambda: served.passage.used_bytes == 0)
 
 
 # ---- clients that go away ----------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ import pytest
 
 from predictor.errors import HearthError, ModelFailed, WorkerDied
 from predictor.model import TensorSpec
+from predictor.passage import Buffer
 from predictor.wire import Tensor
-from predictor.workers.dispatch import Answer, Buffer
+from predictor.workers.dispatch import Answer
 from tests.fakes.pod import Compute, ServedPod, double, model
 
 POISON = 666.0

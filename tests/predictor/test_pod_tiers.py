@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import os
 import statistics
 from collections.abc import Iterator
@@ -188,3 +189,31 @@ def test_a_request_too_large_for_the_device_is_refused_with_numbers_and_others_g
         assert server.infer("torch").status_code == 200
     finally:
         assert server.stop()[0] == 0
+
+
+def passed(server: Server, name: str, count: int, rows: int) -> None:
+    """Ten megabytes a request, back and forth, as binary tensors."""
+    described = {"name": "x", "datatype": "FP32", "shape": [rows, 4], "parameters": {"binary_data_size": rows * 16}}
+    head = json.dumps({"inputs": [described], "parameters": {"binary_data_output": True}}).encode()
+    body = head + np.ones((rows, 4), np.float32).tobytes()
+    for _ in range(count):
+        answer = server.http.post(
+            f"/v2/models/{name}/infer", content=body, headers={"Inference-Header-Content-Length": str(len(head))}
+        )
+        assert answer.status_code == 200, answer.text
+        assert np.frombuffer(answer.content[-rows * 16 :], np.float32).max() == 3.0
+
+
+def test_large_tensors_are_in_the_front_once_on_their_way_in_and_once_on_their_way_out(s3: FakeS3) -> None:
+    server = Server(s3)
+    rows, process = 10_000_000 // 16, Path("/proc")
+    try:
+        passed(server, "torch", 2, 16)
+        before = int((process / f"{server.process.pid}/status").read_text().split("VmRSS:")[1].split()[0]) << 10
+        passed(server, "torch", 20, rows)
+        peak = int((process / f"{server.process.pid}/status").read_text().split("VmHWM:")[1].split()[0]) << 10
+    finally:
+        assert server.stop()[0] == 0
+    # Shared memory counts, too: 19 MB were measured, 39 when tensors went over the socket. An answer that is still on its
+    # way out while the next request is answered would make it 29.
+    assert peak - before < 32_000_000

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from predictor.errors import LoadFailed, ModelFailed, SchemaMismatch, WorkerDied, WorkerRestarting
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
+from predictor.passage import Passage
 from predictor.tiers.slabs import Arena, SlabPool
 from predictor.wire import FRAME, Frames, Hello, Run, Tensor, Unload, encode_head, to_worker_decoder
 from predictor.workers.dispatch import Answer, Outcome, Work
@@ -71,11 +72,13 @@ class Bench:
         self.lost = 0
         self.arenas: list[Arena] = []
         self.pool = SlabPool(64 << 20)
+        self.passage = Passage(64 << 20, "requests")
         self.worker = Worker(
             device=0,
             kind="cpu",
             threads=1,
             pool=self.pool,
+            passage=self.passage,
             build_timeout_s=60.0,
             execute_timeout_s=3.0,
             on_ready=self.hellos.append,
@@ -106,6 +109,7 @@ class Bench:
         for arena in self.arenas:
             arena.close()
         self.pool.close()
+        self.passage.close()
 
     def ask(self, ref: ModelRef, *values: float, name: str = "x", wanted: tuple[str, ...] = ()) -> asyncio.Future[Answer]:
         data = struct.pack(f"<{len(values)}f", *values)
@@ -115,6 +119,8 @@ class Bench:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def done(outcome: Outcome) -> None:
+            if future.done():
+                return
             if isinstance(outcome, Answer):
                 future.set_result(outcome)
             else:

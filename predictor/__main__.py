@@ -135,7 +135,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         )
         for device, spawned in enumerate(booted.workers)
     )
-    dispatchers = _dispatchers(settings, telemetry, workers)
+    dispatchers = _dispatchers(settings, telemetry, workers, shares_core=booted.kind == "cpu" and booted.cores == 1)
     devices = [
         WorkerDevice(worker, dispatcher, ram, copy=copies, budget_bytes=bytes_of[Place(worker.device)])
         for worker, dispatcher in zip(workers, dispatchers, strict=True)
@@ -184,10 +184,13 @@ def _profiles(settings: Settings, kind: str, placement: Placement, bytes_of: Map
     )
 
 
-def _dispatchers(settings: Settings, telemetry: Telemetry, workers: Sequence[Worker]) -> list[Dispatcher]:
+def _dispatchers(settings: Settings, telemetry: Telemetry, workers: Sequence[Worker], *, shares_core: bool) -> list[Dispatcher]:
     """One for each device; they count in the same metrics."""
     batches = Batches(telemetry)
-    return [Dispatcher(worker.run, starvation_s=settings.starvation_s, on_batch=batches) for worker in workers]
+    return [
+        Dispatcher(worker.run, starvation_s=settings.starvation_s, on_batch=batches, shares_core=shares_core)
+        for worker in workers
+    ]
 
 
 def _disk(settings: Settings, telemetry: Telemetry, origin: str) -> Disk | None:

@@ -24,6 +24,7 @@ class Booted(NamedTuple):
     """What the front finds done when it starts.
 
     kind         what to compute on: ``cpu`` or ``cuda``
+    cores        what all processes of the pod have together
     threads      for each worker's computations
     workers      one per device, importing torch by now
     listening_s  moment of CLOCK_BOOTTIME
@@ -32,6 +33,7 @@ class Booted(NamedTuple):
     inference: socket.socket
     admin: socket.socket
     kind: str
+    cores: int
     threads: int
     workers: tuple[Spawned, ...]
     listening_s: float
@@ -70,10 +72,11 @@ def boot() -> Booted:
     admin = _listen(host, "HEARTH_ADMIN_PORT", 8082)
     listening_s = time.clock_gettime(time.CLOCK_BOOTTIME)
     count = max(1, _number("HEARTH_DEVICE_COUNT", 1))
-    threads = max(1, cpu_quota() // count)
+    cores = cpu_quota()
+    threads = max(1, cores // count)
     kind = _kind(os.environ.get("HEARTH_DEVICE", "auto"))
     workers = tuple(spawn(device, kind, threads) for device in range(count))
-    return Booted(inference, admin, kind, threads, workers, listening_s)
+    return Booted(inference, admin, kind, cores, threads, workers, listening_s)
 
 
 def _kind(wanted: str) -> str:

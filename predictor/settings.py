@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     max_connections: int = Field(4096, ge=1, description="Open client connections per port; more are closed at once.")
     idle_timeout_s: float = Field(75.0, gt=0, description="A client connection idle, or sending, for longer is closed.")
     busy_poll_us: int = Field(
-        200,
+        500,
         ge=0,
         le=10_000,
         description="Microseconds to look for the next request before sleeping, while that pays; 0: never.",

@@ -142,7 +142,7 @@ def declares(max_batch_size: int = MAX_BATCH, *, weight: float = 1.0) -> dict[st
         "batching": {"max_batch_size": max_batch_size, "max_delay_ms": 0},
         "weight": weight,
         "priority": "normal",
-        "limits": {"concurrency": 64, "queue": 64},
+        "limits": {"concurrency": 512, "queue": 512},
     }
 
 

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loadtest.peers", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often every server is started and asked")
-    parser.add_argument("--seconds", type=int, default=4, help="of each run of wrk")
+    parser.add_argument("--seconds", type=int, default=3, help="of each run of wrk")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS, help="which servers")
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS), help="which models")
     threads = "Triton's --http-thread-count; several are swept, a column each"
@@ -97,7 +97,7 @@ def _print(taken: Sequence[Taken], peers: Sequence[Peer], cases: Sequence[Case],
     print(f"{plan.client_core}, all processes of the server on core {plan.server_core}, one server at a time, freshly started.")
     print("Every answer was compared with torch run alone before anything was timed.")
     for case in cases:
-        shorter = f", {timed_s(plan, case.workload)} s" if case.workload.short else ""
+        shorter = f", {timed_s(plan, case.workload)} s" if case.workload.slow else ""
         print(f"- {case.workload.name}: {case.workload.told}{shorter}")
     for peer in peers:
         print(f"- {peer.name}: {peer.settings}")

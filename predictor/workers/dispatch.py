@@ -123,6 +123,8 @@ class Dispatcher:
 
     send      reaches the device
     on_batch  told of every batch that ran: the model's name, rows, and the device's seconds
+    shares_core  this process and the device's have one core between them: nothing is lost by letting the device wait until
+                 answers are written and what their clients ask next is read, and larger batches are won
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Dispatcher:
         *,
         starvation_s: float = 1.0,
         on_batch: Callable[[str, int, float], None] | None = None,
+        shares_core: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._send = send
@@ -139,6 +142,7 @@ class Dispatcher:
         self._batching = Batching(starvation_s)
         self._running: Batch | None = None
         self._started_s = 0.0
+        self._shares_core = shares_core
         self._joined = False  # the last batch was more than one request
         self._whole: set[ModelRef] = set()  # models that turned out to answer with something else than a row for a row
         self._soon: asyncio.Handle | None = None
@@ -237,11 +241,18 @@ class Dispatcher:
             for job in jobs:
                 job.waits = True
             self._batching.again(batch)
-        self._pump()  # first of all: the device shall not wait for answers to be written
+        if not self._shares_core:
+            self._pump()  # first of all: the device shall not wait for answers to be written
         if self._on_batch is not None:
             self._on_batch(jobs[0].ref.name, batch.rows, seconds)
         for job, own in zip(jobs, outcomes or (), strict=False):
             _tell(job, own)
+        if self._shares_core and self._batching.length and self._soon is None and self._running is None:
+            self._soon = asyncio.get_running_loop().call_soon(self._after_reading)
+
+    def _after_reading(self) -> None:
+        """In this tick of the loop sockets are read; in the next, what came is sent."""
+        self._soon = asyncio.get_running_loop().call_soon(self._pump)
 
     def _shared_out(self, outcome: Outcome, jobs: Sequence[Job], rows: int) -> Sequence[Outcome] | None:
         """Each request's part; None: they shall run again, one by one, so that the one that spoils it is found."""

@@ -91,6 +91,26 @@ async def test_after_a_batch_those_of_one_tick_are_waited_for() -> None:
     assert device.batches == [[1], [2, 3], [4, 5]]
 
 
+@pytest.mark.parametrize(("shares_core", "batches"), [(False, [[1], [2], [3]]), (True, [[1], [2, 3]])])
+async def test_on_a_shared_core_what_comes_while_answers_are_written_joins_the_next_batch(
+    *, shares_core: bool, batches: list[list[float]]
+) -> None:
+    loop = asyncio.get_running_loop()
+    device = Doubler()
+    device.dispatcher = Dispatcher(device._send, shares_core=shares_core, clock=loop.time)
+    second, third = job(2), job(3)
+
+    class First(AwaitedJob):
+        def done(self, outcome: Outcome) -> None:
+            super().done(outcome)
+            loop.call_soon(device.submit, third)
+
+    device.submit(First(A, job(1).inputs, job(1).body), second)
+    await second.answer
+    await third.answer
+    assert device.batches == batches
+
+
 async def test_different_shapes_outputs_and_models_are_not_mixed() -> None:
     device = Doubler()
     wide = AwaitedJob(A, (Tensor("x", "FP32", (1, 2), 8),), (floats(7, 8),))

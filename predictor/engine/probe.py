@@ -23,7 +23,7 @@ ITEM_BYTES: Final = {
 }
 
 LONGEST_S: Final = 1.0
-"""Somebody waits for this load: what would take longer than this is not tried, and the front reckons from smaller figures."""
+"""Somebody waits for this load, and behind a batch that takes longer others would wait for too long, too."""
 
 MAX_INPUT_BYTES: Final = 1 << 30
 """A schema that asks for more zeros than this is not tried."""
@@ -37,12 +37,11 @@ def probe(
     limit_bytes: int,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[Peak, ...]:
-    """Measure one row and, where the schema has a batch dimension, ``max_batch_size`` rows. Empty: could not be measured.
+    """Measure one row and, where the schema has a batch dimension, a batch. Empty: could not be measured.
 
+    The batch has ``max_batch_size`` rows, or as many as by one row's figures end within LONGEST_S and take no more than
+    limit_bytes (0: no limit). Batches of requests are never larger than what was measured.
     Every length that the schema leaves open is 1: a sequence's true lengths are only known from requests.
-    limit_bytes  a full batch is not tried if one row's peak times its rows is more; 0: no limit
-
-    It takes two computations of one row, and one of a full batch if by one row's time that ends within LONGEST_S.
     """
     if not built.inputs or any(field.datatype not in ITEM_BYTES for field in built.inputs):
         return ()
@@ -58,19 +57,26 @@ def probe(
             one = max(one, again, key=lambda peak: peak.bytes) if one is not None and again is not None else None
         if one is None:
             return ()
-        batched = max_batch_size > 1 and all(field.shape[:1] == (-1,) for field in built.inputs)
-        beyond = limit_bytes and one.bytes * max_batch_size > limit_bytes
-        if not batched or beyond or row_s * max_batch_size > LONGEST_S:
+        rows = _rows(built, max_batch_size, one, row_s, limit_bytes)
+        if rows <= 1:
             return (one,)
     except (Exception, SystemExit) as error:  # noqa: BLE001 (the root of a model's own code)
         log.info("a model was not measured, because it does not compute on zeros: %s: %s", type(error).__name__, error)
         return ()
     try:
-        full = _peak(built, device, max_batch_size)
+        full = _peak(built, device, rows)
     except (Exception, SystemExit) as error:  # noqa: BLE001 (as above)
         log.info("a model was measured with one row only: %s: %s", type(error).__name__, error)
         return (one,)
     return (one,) if full is None else (one, full)
+
+
+def _rows(built: Built, max_batch_size: int, one: Peak, row_s: float, limit_bytes: int) -> int:
+    """As many rows as may run together, take no more than ``limit_bytes`` and, by one row's time, end within LONGEST_S."""
+    if any(field.shape[:1] != (-1,) for field in built.inputs):
+        return 1
+    rows = min(max_batch_size, int(LONGEST_S / max(row_s, LONGEST_S / (1 << 16))))
+    return min(rows, limit_bytes // max(one.bytes, 1)) if limit_bytes else rows
 
 
 def measured_run(device: Device, run: Callable[[], list[Output]], inputs_bytes: int) -> tuple[list[Output], int]:

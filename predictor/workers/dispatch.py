@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 SWEEP_S: Final = 0.02
 """How often those that wait are looked through for deadlines that cannot be met any more."""
 
+REMEMBERED: Final = 4096
+"""Models that are known not to batch."""
+
 LENGTH: Final = struct.Struct("<I")
 
 
@@ -262,6 +265,8 @@ class Dispatcher:
             parts = split(outcome, [job.rows for job in jobs])
             if parts is None:
                 ref = jobs[0].ref
+                if len(self._whole) >= REMEMBERED:
+                    self._whole.clear()
                 self._whole.add(ref)
                 shapes = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in outcome.outputs)
                 log.warning("model %s does not batch: for %d rows it answered %s; its requests run alone", ref, rows, shapes)

@@ -152,13 +152,15 @@ def test_one_row_and_a_full_batch_are_measured() -> None:
     assert 8 * MIB <= full.bytes < 12 * MIB
 
 
-def test_a_full_batch_beyond_the_limit_is_not_tried() -> None:
-    peaks = probe(_built(greedy_pytorch(MIB)), CpuDevice(), max_batch_size=8, limit_bytes=4 * MIB)
-    assert [peak.elements for peak in peaks] == [WIDTH]
+def test_a_batch_is_tried_up_to_the_limit() -> None:
+    one, batch = probe(_built(greedy_pytorch(MIB)), CpuDevice(), max_batch_size=8, limit_bytes=6 * MIB)
+    assert 2 * WIDTH <= batch.elements <= 6 * WIDTH
+    assert one.bytes * batch.elements // WIDTH <= 6 * MIB
+    assert len(probe(_built(greedy_pytorch(MIB)), CpuDevice(), max_batch_size=8, limit_bytes=MIB)) == 1
 
 
-@pytest.mark.parametrize(("row_s", "measured"), [(0.1, [WIDTH, 8 * WIDTH]), (0.2, [WIDTH]), (5.0, [WIDTH])])
-def test_a_full_batch_that_would_keep_the_load_waiting_is_not_tried(row_s: float, measured: list[int]) -> None:
+@pytest.mark.parametrize(("row_s", "measured"), [(0.125, [WIDTH, 8 * WIDTH]), (0.25, [WIDTH, 4 * WIDTH]), (5.0, [WIDTH])])
+def test_no_batch_is_tried_that_would_keep_the_load_waiting(row_s: float, measured: list[int]) -> None:
     clock = itertools.count(0.0, row_s)
     peaks = probe(_built(greedy_pytorch(MIB)), CpuDevice(), max_batch_size=8, limit_bytes=0, clock=lambda: float(next(clock)))
     assert [peak.elements for peak in peaks] == measured

@@ -16,6 +16,10 @@ from pathlib import Path
 TIMEOUT_S = 60.0
 
 
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
 def running(arguments: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
     """The demo as a child; asked to end, not killed, if the test leaves early: it ends what it has started."""
@@ -25,6 +29,8 @@ def running(arguments: Sequence[str], folder: Path) -> Iterator[subprocess.Popen
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A shell starts what it puts in the background with SIGINT ignored, and its children inherit that.
+        preexec_fn=_heed_interrupts,  # noqa: PLW1509 (there are no other threads yet)
     )
     try:
         yield demo

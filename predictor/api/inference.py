@@ -274,7 +274,24 @@ class Inference:
             log.info("cold start: %s", _in_order(timeline.stages))
 
 
-class _Hot(Job):
+class _Asked(Job):
+    """What a client wants computed, as a job for a device."""
+
+    __slots__ = ()
+
+    def __init__(self, ref: ModelRef, wanted: codec.InferenceRequest, *, priority: Priority, deadline_s: float) -> None:
+        super().__init__(
+            ref,
+            wanted.inputs,
+            wanted.body,
+            wanted.outputs,
+            elements=wanted.elements,
+            priority=priority,
+            deadline_s=deadline_s,
+        )
+
+
+class _Hot(_Asked):
     """A request whose model was ready: it waits for the device, or is computed. Answers by itself."""
 
     __slots__ = ("_gone", "_inference", "_lease", "_request", "_wanted")
@@ -289,15 +306,7 @@ class _Hot(Job):
         priority: Priority,
         deadline_s: float,
     ) -> None:
-        super().__init__(
-            lease.ref,
-            wanted.inputs,
-            wanted.body,
-            wanted.outputs,
-            elements=wanted.elements,
-            priority=priority,
-            deadline_s=deadline_s,
-        )
+        super().__init__(lease.ref, wanted, priority=priority, deadline_s=deadline_s)
         self._inference = inference
         self._request = request
         self._wanted = wanted
@@ -336,7 +345,7 @@ class _Hot(Job):
         request.answer(response)
 
 
-class _Awaited(Job):
+class _Awaited(_Asked):
     """A request that a task waits for.
 
     outcome    never an exception: what failed is its result
@@ -348,15 +357,7 @@ class _Awaited(Job):
     def __init__(
         self, wanted: codec.InferenceRequest, ref: ModelRef, *, alone: bool, priority: Priority, deadline_s: float
     ) -> None:
-        super().__init__(
-            ref,
-            wanted.inputs,
-            wanted.body,
-            wanted.outputs,
-            elements=wanted.elements,
-            priority=priority,
-            deadline_s=deadline_s,
-        )
+        super().__init__(ref, wanted, priority=priority, deadline_s=deadline_s)
         self.alone = alone
         self.abandoned: Lease | None = None
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()

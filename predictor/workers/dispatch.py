@@ -38,14 +38,12 @@ class Answer(NamedTuple):
 
     parts       the outputs' bytes, one each
     compute_s   seconds inside the model, of the whole batch
-    rows        of the batch that this was part of; 0: it ran alone
     peak_bytes  as wire.Ran has it
     """
 
     outputs: tuple[Tensor, ...]
     parts: tuple[Buffer, ...]
     compute_s: float
-    rows: int = 0
     peak_bytes: int = -1
 
 
@@ -309,8 +307,7 @@ def split(answer: Answer, rows: Sequence[int]) -> list[Answer] | None:
             pieces.append((Tensor(tensor.name, tensor.datatype, (count, *tail), end - begin), view[begin:end]))
             begin = end
     return [
-        Answer(tuple(tensor for tensor, _ in pieces), tuple(part for _, part in pieces), answer.compute_s, rows=total)
-        for pieces in cut
+        Answer(tuple(tensor for tensor, _ in pieces), tuple(part for _, part in pieces), answer.compute_s) for pieces in cut
     ]
 
 

@@ -120,6 +120,63 @@ class Why(msgspec.Struct, frozen=True):
     events: tuple[Event, ...] = ()
 
 
+class LocationReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How one location of a declared model fares in a pod. One that neither came up nor failed is left out: it stands by.
+
+    number     see declared.Location
+    version    what answers call it (Hearth-Version); 0 until it is known
+    state      ``loading``, ``loaded`` or ``failed``
+    failure    of ``failed``: what went wrong
+    permanent  of ``failed``: asking again cannot help, somebody has to change something
+    at_s       moment of the failure, seconds since the epoch
+    """
+
+    number: int
+    state: str
+    version: int = 0
+    failure: str = ""
+    permanent: bool = False
+    at_s: float = 0.0
+
+
+class DeclaredReport(msgspec.Struct, frozen=True):
+    """A declared model of which the pod has something to tell."""
+
+    name: str
+    locations: tuple[LocationReport, ...]
+
+
+class Happened(msgspec.Struct, frozen=True):
+    """An event with its place in the pod's journal. ``number`` counts from 1 at the pod's start."""
+
+    number: int
+    model: str
+    event: Event
+
+
+class PodReport(msgspec.Struct, frozen=True):
+    """What a controller asks a running pod, again and again: ``GET /hearth/v1/state?since=NUMBER``.
+
+    release   the distribution's version
+    state     ``starting``, ``serving`` or ``draining``
+    unready   why it should get no requests; "": it should
+    serials   file name of a shard of models → serial of what the pod goes by
+    scopes    file name of a shard of credentials → serial, the same
+    declared  models that are loaded, loading or failed
+    happened  events after ``since``, oldest first, as far as the journal reaches back
+    """
+
+    pod: str
+    release: str = ""
+    state: str = "serving"
+    unready: str = ""
+    up_s: float = 0.0
+    serials: dict[str, int] = {}
+    scopes: dict[str, int] = {}
+    declared: tuple[DeclaredReport, ...] = ()
+    happened: tuple[Happened, ...] = ()
+
+
 def place(tier: str, device: int) -> str:
     """A tier in words: there is one disk and one RAM, and possibly several devices."""
     return tier if device < 0 else f"{tier} {device}"

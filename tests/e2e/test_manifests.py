@@ -23,7 +23,6 @@ from tests.e2e.kubernetes import KubectlFailed, Namespace, eventually
 from tests.e2e.pool import ANSWER_TIMEOUT_S, READY_TIMEOUT_S, ask, assert_right, question, write_kustomization
 
 MANIFESTS: Final = Path(__file__).parents[2] / "manifests"
-PARTS: Final = MANIFESTS / "parts"
 FOLDERS: Final = [
     Path("base"),
     *sorted(
@@ -44,6 +43,12 @@ SMALL: Final = """
 - {{op: replace, path: {containers}/0/env/0/value, value: code}}
 """
 """A pool that must fit a node with two cores beside one that still drains, and runs the test's model.py."""
+
+ANY_NODE: Final = """
+- {op: replace, path: /spec/predictor/nodeSelector, value: {kubernetes.io/os: linux}}
+- {op: replace, path: /spec/predictor/containers/0/resources/requests, value: {cpu: 250m, memory: 1Gi}}
+"""
+"""Where the nodes with GPUs carry no label, and are as small as this."""
 
 MAY: Final = (
     "watch inferenceservices.serving.kserve.io",
@@ -101,8 +106,8 @@ def namespace_of_its_own(request: pytest.FixtureRequest, suffix: str) -> Iterato
 def empty(request: pytest.FixtureRequest) -> Iterator[Namespace]:
     """A namespace with accounts and roles, but nothing that runs. Knative looks for a pod's account even in a dry run."""
     with namespace_of_its_own(request, "dry") as namespace:
-        for file in ("controller/service-accounts.yaml", "controller/role.yaml", "kserve/role.yaml", "knative/role.yaml"):
-            namespace.kubectl("apply", "-f", str(PARTS / file))
+        for file in ("service-accounts.yaml", "role.yaml"):
+            namespace.kubectl("apply", "-f", str(MANIFESTS / "parts/controller" / file))
         yield namespace
 
 
@@ -216,11 +221,7 @@ def test_a_gpu_pool_gets_a_gpu_with_knatives_two_features(
     if not surroundings.said("FEATURES", ""):
         pytest.skip("it switches Knative's features for a moment: HEARTH_E2E_FEATURES=1 allows it")
     with namespace_of_its_own(request, "gpu") as namespace, features(*FEATURES):
-        patch = """
-        - {op: replace, path: /spec/predictor/nodeSelector, value: {kubernetes.io/os: linux}}
-        - {op: replace, path: /spec/predictor/containers/0/resources/requests, value: {cpu: 250m, memory: 1Gi}}
-        """
-        _apply(namespace, tmp_path, bucket, overlay="overlays/gpu", target={"kind": "InferenceService"}, patch=patch)
+        _apply(namespace, tmp_path, bucket, overlay="overlays/gpu", target={"kind": "InferenceService"}, patch=ANY_NODE)
 
         def look() -> dict[str, Any] | None:
             pods = namespace.items("pods", "--selector", "hearth.dev/pool=pool")

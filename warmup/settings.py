@@ -1,6 +1,6 @@
-"""Every knob of the controller. Environment variables ``HEARTH_CONTROLLER_<NAME>``; ``hearth controller`` flags win over them.
+"""Every knob of the controller. Environment variables ``HEARTH_CONTROLLER_<NAME>``; ``hearth controller`` flags win.
 
-S3 for models that bring no credentials of their own is configured as in the pool: ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ...
+S3 for models without credentials of their own is configured as in the pool: ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ...
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class ControllerSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on. Containers set 0.0.0.0.")
     port: int = Field(8082, ge=0, le=65535, description="HTTP: /livez, /readyz, /metrics, /hearth/v1. 0 picks a free one.")
     identity: str = Field("", description="What the Lease calls this controller; POD_NAME or the host name when empty.")
-    lease_name: str = Field("hearth-controller", min_length=1, description="Of several controllers, who holds this Lease writes.")
+    lease_name: str = Field(
+        "hearth-controller", min_length=1, description="Of several controllers, who holds this Lease writes."
+    )
     trust: Literal["auto", "data", "code"] = Field(
         "auto", description="Which models a pool admits. `auto`: what the pool's own HEARTH_TRUST says, else `data`."
     )
@@ -40,10 +42,16 @@ class ControllerSettings(BaseSettings):
     pod_port: int = Field(8082, ge=1, le=65535, description="The pods' admin port.")
     max_pods: int = Field(500, ge=1, description="Running pods that are asked; more are left out, with a warning.")
     check_concurrency: int = Field(16, ge=1, le=256, description="Locations looked at in the model store at once.")
-    check_timeout_s: float = Field(30.0, gt=0, description="One look at a location may take so long; then it failed in passing.")
-    check_retry_s: float = Field(10.0, gt=0, description="First wait before a location that failed is looked at again; doubles.")
+    check_timeout_s: float = Field(
+        30.0, gt=0, description="One look at a location may take so long; then it failed in passing."
+    )
+    check_retry_s: float = Field(
+        10.0, gt=0, description="First wait before a location that failed is looked at again; doubles."
+    )
     check_retry_max_s: float = Field(300.0, gt=0, description="Longest such wait, and the one for failures that last.")
-    settle_s: float = Field(10.0, ge=0, description="As the pods' HEARTH_SETTLE_S: when a version without hearth.json is complete.")
+    settle_s: float = Field(
+        10.0, ge=0, description="As the pods' HEARTH_SETTLE_S: when a version without hearth.json is complete."
+    )
     secret_refresh_s: float = Field(30.0, ge=1, description="How often Secrets in use are read again: they are never watched.")
     flush_s: float = Field(0.2, ge=0, le=5, description="Changes within so long of each other are written as one.")
     pending_s: float = Field(2.0, ge=0, le=60, description="A new model's status says Pending if its check takes longer.")
@@ -90,7 +98,10 @@ def _parser() -> argparse.ArgumentParser:
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
         default = "" if field.default == "" else f" [{field.default}]"
         parser.add_argument(
-            option(name), dest=name, choices=choices, metavar=None if choices else "VALUE",
+            option(name),
+            dest=name,
+            choices=choices,
+            metavar=None if choices else "VALUE",
             help=f"{field.description}{default}".replace("%", "%%"),
         )
     return parser

@@ -8,7 +8,10 @@ from predictor.telemetry import Metric
 
 METRICS: Final = (
     Metric(
-        "hearth_controller_leader", "gauge", (), "1 while this controller is the one that writes, else 0: exactly one should be."
+        "hearth_controller_leader",
+        "gauge",
+        (),
+        "1 while this controller is the one that writes, else 0: exactly one should be.",
     ),
     Metric("hearth_controller_synced", "gauge", (), "1 once every cache holds what the cluster has."),
     Metric("hearth_controller_passes_total", "counter", ("kind", "outcome"), "Passes over a model or a pool."),
@@ -30,5 +33,7 @@ METRICS: Final = (
     ),
     Metric("hearth_controller_pods", "gauge", ("pool", "state"), "Running pods. `silent`: does not answer."),
     Metric("hearth_controller_models", "gauge", ("pool", "state"), "Model InferenceServices, by the state their status tells."),
-    Metric("hearth_controller_stale_seconds", "gauge", ("resource",), "How long a cache has heard nothing from the API server."),
+    Metric(
+        "hearth_controller_stale_seconds", "gauge", ("resource",), "How long a cache has heard nothing from the API server."
+    ),
 )

@@ -52,7 +52,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Checked:
+class Finding:
     """What was found.
 
     reason   the error's class name; "" when all is well
@@ -71,7 +71,7 @@ class Checked:
 class Checker(Protocol):
     """Looks once. Raises nothing but cancellation."""
 
-    async def check(self, question: Question) -> Checked:
+    async def check(self, question: Question) -> Finding:
         """Whether a pod could serve this."""
 
     async def close(self) -> None:
@@ -81,7 +81,7 @@ class Checker(Protocol):
 @dataclass(slots=True)
 class _Looked:
     question: Question
-    result: Checked | None = None
+    result: Finding | None = None
     tries: int = 0
     task: asyncio.Task[None] | None = None
 
@@ -116,7 +116,12 @@ class Checks:
         self._retry_max_s = retry_max_s
         self._looked: dict[str, _Looked] = {}
 
-    def want(self, name: str, question: Question) -> Checked | None:
+    def known(self, name: str, question: Question) -> Finding | None:
+        """The result of the latest look at exactly this; None: there was none, and this asks for none."""
+        looked = self._looked.get(name)
+        return looked.result if looked is not None and looked.question == question else None
+
+    def want(self, name: str, question: Question) -> Finding | None:
         """The result of the latest look at exactly this; None: it was not looked at yet, and is going to be."""
         looked = self._looked.get(name)
         if looked is not None and looked.question == question:
@@ -158,13 +163,13 @@ class Checks:
                 return
             await asyncio.sleep(self._pause_s(result, looked.tries))
 
-    async def _look(self, name: str, question: Question) -> Checked:
+    async def _look(self, name: str, question: Question) -> Finding:
         begin_s = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout_s):
                 result = await self._checker.check(question)
         except TimeoutError:
-            result = Checked(
+            result = Finding(
                 ok=False,
                 reason="DeadlineExceeded",
                 message=f"{question.uri}: no answer within {self._timeout_s:g} s",
@@ -173,13 +178,13 @@ class Checks:
         except Exception:  # the root of a task
             log.exception("check of %s", name)
             text = f"{question.uri}: the controller failed to look at it; its log tells more"
-            result = Checked(ok=False, reason="InternalError", message=text, passing=True)
+            result = Finding(ok=False, reason="InternalError", message=text, passing=True)
         self._telemetry.histogram("hearth_controller_check_seconds").observe(time.monotonic() - begin_s)
         outcome = "ok" if result.ok else "passing" if result.passing else "failed"
         self._telemetry.counter("hearth_controller_checks_total", outcome).inc()
         return result
 
-    def _pause_s(self, result: Checked, tries: int) -> float:
+    def _pause_s(self, result: Finding, tries: int) -> float:
         if result.retry_s is not None:
             return min(max(result.retry_s, 0.1), self._retry_max_s)
         if not result.passing:
@@ -208,13 +213,13 @@ class StoreChecker:
         self._asking: dict[int, int] = {}
         self._watches: OrderedDict[tuple[str, str], Watch] = OrderedDict()
 
-    async def check(self, question: Question) -> Checked:
+    async def check(self, question: Question) -> Finding:
         """See Checker."""
         try:
             return await self._check(question)
         except HearthError as error:
             passing = error.retryable or isinstance(error, UnknownModel)
-            return Checked(ok=False, reason=type(error).__name__, message=error.message, passing=passing)
+            return Finding(ok=False, reason=type(error).__name__, message=error.message, passing=passing)
 
     async def close(self) -> None:
         """See Checker."""
@@ -222,7 +227,7 @@ class StoreChecker:
         for store in stores:
             await store.close()
 
-    async def _check(self, question: Question) -> Checked:
+    async def _check(self, question: Question) -> Finding:
         bucket, path = _split(question.uri)
         prefix, _, name = path.rpartition("/")
         store = self._store(bucket, question)
@@ -241,12 +246,12 @@ class StoreChecker:
             await self._drop_oldest()
         if not isinstance(found, Found):
             why = f"{question.uri} is still being uploaded: {found.why}"
-            return Checked(ok=False, reason="Unavailable", message=why, passing=True, retry_s=found.wait_s)
+            return Finding(ok=False, reason="Unavailable", message=why, passing=True, retry_s=found.wait_s)
         self._watches.pop((question.uri, question.scope), None)
         served = found.spec.format.value
         if question.format and question.format != served:
             raise InvalidModel(f"{question.uri} is a model in the format {served}; its InferenceService says {question.format}")
-        return Checked(ok=True)
+        return Finding(ok=True)
 
     def _store(self, bucket: str, question: Question) -> S3Store:
         variables = self._variables(question)

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 import msgspec
 
-from predictor.report import DeclaredReport, Happened, PodReport
+from predictor.report import DeclaredReport, Happened, LocationReport, PodReport
 from predictor.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ class Followed:
     up_s: float = 0.0
     began_s: float = 0.0
     told: dict[str, DeclaredReport] = field(default_factory=dict)
+    given: dict[str, int] = field(default_factory=dict)
     answered_s: float | None = None
     poke: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
@@ -182,15 +183,22 @@ class Pods:
         reports = (pod.report for pod in self.of(pool))
         return [report for report in reports if report is not None and report.state != "draining"]
 
-    def told(self, pool: str, model: str) -> list[tuple[PodReport, DeclaredReport]]:
-        """What they say about one model, without looking at all the others."""
-        found = []
+    def told(self, pool: str, model: str, file: str, serial: int) -> tuple[list[tuple[str, LocationReport]], bool]:
+        """What they say about one model's locations, and whether one of them does not go by ``serial`` of ``file`` yet.
+
+        What such a pod says is left out: it may mean other locations by the same numbers.
+        """
+        found: list[tuple[str, LocationReport]] = []
+        behind = False
         for pod in self._pods.values():
-            if pod.ref.pool == pool and pod.report is not None and pod.report.state != "draining":
-                declared = pod.told.get(model)
-                if declared is not None:
-                    found.append((pod.report, declared))
-        return found
+            report = pod.report
+            if pod.ref.pool != pool or report is None or report.state == "draining":
+                continue
+            if report.serials.get(file, 0) < serial:
+                behind = True
+            elif (declared := pod.told.get(model)) is not None:
+                found += [(pod.ref.name, location) for location in declared.locations]
+        return found, behind
 
     async def residencies(self, pool: str = "") -> list[dict[str, Any]]:
         """Every running pod's own residency, asked now; of one that does not answer, its name and why."""
@@ -289,8 +297,11 @@ class Pods:
             except msgspec.DecodeError as error:
                 raise _Trouble("nonsense", f"{DECLARATIONS_PATH}: {error}") from None
             self._count("declare", "ok")
-            pod.report = msgspec.structs.replace(pod.report, serials={**pod.report.serials, **serials})
-            log.debug("pod %s has %s", pod.ref.name, ", ".join(batch))
+            log.debug("pod %s goes by %s", pod.ref.name, serials)
+        given = {file: shard.serial for file, shard in lacking.items()}
+        if given and given != pod.given:
+            pod.poke.set()  # what it makes of them is in its next report
+        pod.given = given
 
     async def _residency(self, pod: Followed) -> dict[str, Any]:
         try:

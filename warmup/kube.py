@@ -423,8 +423,6 @@ def _error(call: Call, status: int, headers: Mapping[str, str], body: bytes, nam
         return Forbidden(_permission(call, namespace, said))
     if status == 401:  # noqa: PLR2004
         return Forbidden(f"{call.about}: the cluster does not accept these credentials (HTTP 401): have they expired?")
-    if status == 409 and reason == "Expired":  # noqa: PLR2004
-        return Gone(text)
     if status == 429 or status >= 500:  # noqa: PLR2004
         return Unreachable(text, retry_after_s=_seconds(headers.get("Retry-After", "")))
     return {404: NotFound, 409: Conflict, 410: Gone}.get(status, Refused)(text)

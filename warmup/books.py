@@ -115,7 +115,9 @@ class Books:
     def scopes_serials(self) -> dict[str, int]:
         """Name of a credentials file → its serial in the cluster."""
         return {
-            f"credentials-{shard}.json": read.serial for shard, read in enumerate(self._scopes) if self._secrets[shard] is not None
+            f"credentials-{shard}.json": read.serial
+            for shard, read in enumerate(self._scopes)
+            if self._secrets[shard] is not None
         }
 
     def documents(self) -> dict[str, Shard]:
@@ -192,7 +194,9 @@ class Books:
             changed.update(await self._write_models(shard, may_write))
 
         await _each(sorted(self._dirty_models), write)
-        await _each(sorted(self._dirty_scopes), lambda shard: self._write_scopes(shard, may_write))  # that nobody needs any more
+        await _each(
+            sorted(self._dirty_scopes), lambda shard: self._write_scopes(shard, may_write)
+        )  # that nobody needs any more
         return changed
 
     async def _write_models(self, shard: int, may_write: Callable[[], bool]) -> set[str]:

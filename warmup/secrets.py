@@ -46,7 +46,9 @@ class ByName:
         read = self._read.get(key)
         if read is None:
             if key not in self._reading:
-                task = self._reading[key] = asyncio.create_task(self._fetch(resource, name), name=f"read {resource.plural}/{name}")
+                task = self._reading[key] = asyncio.create_task(
+                    self._fetch(resource, name), name=f"read {resource.plural}/{name}"
+                )
                 task.add_done_callback(lambda done: (self._reading.pop(key, None), done.cancelled() or done.exception()))
             read = await asyncio.shield(self._reading[key])
             read = self._read.setdefault(key, read)

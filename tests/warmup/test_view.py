@@ -111,7 +111,7 @@ def test_a_pool_of_kserve_whose_ingress_failed_does_not_serve() -> None:
 
 @pytest.mark.parametrize("said", ["2030-01-31T12:00:00Z", "2030-01-31T13:00:00+01:00"])
 def test_until_when_a_pool_is_to_be_warm_stands_at_its_serving_runtime_or_its_knative_service(said: str) -> None:
-    annotated = {"annotations": {"hearth.dev/warm-until": said}}
+    annotated: Made = {"annotations": {"hearth.dev/warm-until": said}}
     runtime = {"metadata": metadata("gpu", **annotated)}
     plain = knative_service("plain", labels={"hearth.dev/pool": "plain"}, **annotated)
     found = pools([pool_service()], [runtime], [plain], [])

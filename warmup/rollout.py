@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
+
+import msgspec
 
 from predictor.declared import Declared, Location
+
+ALL: Final = 100
+"""Per cent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +48,45 @@ class Checked:
 
 
 def next_declared(old: Declared | None, checked: Checked, loaded: Collection[int]) -> Declared | None:
-    """What is declared next; ``old`` itself where nothing changes. None: still nothing.
+    """What is declared next; equal to ``old`` where nothing changes. None: still nothing.
+
+    A new location is declared once it was checked; what was served until then stays beside it as ``stable``. Going back to
+    that one needs no check: it was served. Until the check went well, all that is declared stays, percent and labels too.
 
     loaded  numbers of locations that running pods report as loaded, from reports that go by ``old`` or newer
     """
-    raise NotImplementedError
+    target = checked.target
+    if old is not None and target.is_at(old.stable):
+        back = msgspec.structs.replace(old, target=old.stable, stable=old.target)
+        return settled(_served(back, target), loaded)
+    now = settled(old, loaded)
+    if now is not None and target.is_at(now.target):
+        return settled(_served(now, target), loaded)
+    if checked.state != "ok":
+        return now
+    if now is None:
+        return _served(Declared(_numbered(target, 1)), target)
+    # A target that no pod ever loaded gives way to the next one; what it was to replace is what has proven itself.
+    return _served(Declared(_numbered(target, _highest(now) + 1), now.stable or now.target), target)
+
+
+def settled(old: Declared | None, loaded: Collection[int]) -> Declared | None:
+    """``old`` without ``stable`` where the target has taken over. All that happens to a model whose wish is invalid."""
+    if old is None or old.stable is None or old.percent < ALL or old.target.number not in loaded:
+        return old
+    highest = _highest(old)
+    return msgspec.structs.replace(old, stable=None, highest=highest if highest > old.target.number else 0)
+
+
+def _served(declared: Declared, target: Target) -> Declared:
+    """As the target says; a part of the traffic needs something else that gets the rest."""
+    percent = ALL if target.percent is None or declared.stable is None else target.percent
+    return msgspec.structs.replace(declared, percent=percent, tenant=target.tenant, priority=target.priority)
+
+
+def _numbered(target: Target, number: int) -> Location:
+    return Location(target.uri, number, target.scope, target.format)
+
+
+def _highest(declared: Declared) -> int:
+    return max(declared.target.number, declared.stable.number if declared.stable is not None else 0, declared.highest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,8 +13,6 @@ import pytest
 from tests.fakes.kube import FakeKube
 from warmup.kube import LEASES, Conflict, Kube, NotFound, Object, Resource, Unreachable
 from warmup.leader import Leader, Terms
-
-Trouble = Callable[[], None]
 
 
 class Board:
@@ -107,17 +105,15 @@ async def test_the_first_one_leads_and_the_second_waits(board: Board) -> None:
 @pytest.mark.looptime
 async def test_a_leader_that_ends_gives_the_lease_back_and_the_next_one_leads_at_its_next_look(board: Board) -> None:
     one, two = leader(board, "one"), leader(board, "two")
-    async with running(two) as _, running(one) as tasks:
+    async with running(one, two) as tasks:
         await asyncio.sleep(5)
-        first, second = (one, two) if one.is_leader() else (two, one)
-        if first is two:
-            pytest.skip("started first, led first: the other test of the pair holds")
+        assert one.is_leader()
         tasks[0].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert not first.is_leader()
+        await asyncio.gather(tasks[0], return_exceptions=True)
+        assert not one.is_leader()
         assert board.expect()["holderIdentity"] == ""
         await asyncio.sleep(2.5)
-        assert second.is_leader()
+        assert two.is_leader()
     assert board.expect()["leaseTransitions"] == 1
 
 
@@ -135,7 +131,7 @@ async def test_a_leader_that_is_cut_off_stops_before_another_begins(board: Board
                 assert not (one.is_leader() and two.is_leader())
                 lost_s = lost_s or (not one.is_leader()) * tick * 0.1
                 won_s = won_s or two.is_leader() * tick * 0.1
-            assert 8 <= lost_s <= 10.2
+            assert 7.5 <= lost_s <= 10.2
             assert 15 <= won_s <= 20
             board.away.clear()
             await asyncio.sleep(30)

@@ -127,12 +127,11 @@ async def test_a_watch_that_fell_behind_is_followed_by_a_listing(fake: FakeKube)
     put(fake, "a", "1")
     watched = Watched(fake.client(), CONFIG_MAPS, value_of, pace=BRISK)
     async with running(watched):
-        listings = [asked for asked in fake.asked if asked.verb == "list"]
+        await fake.until_asked("watch", "configmaps")
         await fake.expire_watches()
         put(fake, "a", "2")
         await until(watched, lambda: watched.objects["a"] == "2")
-        while len([asked for asked in fake.asked if asked.verb == "list"]) == len(listings):
-            await asyncio.sleep(0)
+        await fake.until_asked("list", "configmaps", times=2)
 
 
 @pytest.mark.parametrize("what", [500, 403, 410, 429, "hang", "drop"])
@@ -155,7 +154,7 @@ async def test_a_watch_that_fails_goes_on_later_without_a_second_listing_where_n
         put(fake, "a", "2")
         await until(watched, lambda: watched.objects["a"] == "2")
     listings = sum(asked.verb == "list" for asked in fake.asked)
-    assert listings == (4 if what == 410 else 1)
+    assert listings > 1 if what == 410 else listings == 1
 
 
 async def test_a_server_that_is_away_is_asked_less_and_less_often() -> None:
@@ -185,11 +184,13 @@ async def test_a_kind_that_is_missed_once_keeps_its_objects_and_twice_loses_them
     told: list[str | None] = []
     async with running(watched):
         watched.on_change(lambda _name, _old, new: told.append(new))
+        await fake.until_asked("watch", "configmaps")
         fake.fail(404, verb="list", times=1)
         await fake.expire_watches()
         put(fake, "a", "2")
         await until(watched, lambda: watched.objects.get("a") == "2")
         assert None not in told
+        await fake.until_asked("watch", "configmaps", times=2)
         fake.fail(404, verb="list", times=2)
         await fake.expire_watches()
         put(fake, "b", "1")

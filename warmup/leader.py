@@ -58,7 +58,7 @@ class Leader:
         self._until_s = 0.0
         self._held: Object | None = None  # as last written: renewing it is one request
         self._seen: _Seen | None = None
-        self._led = False
+        self._led = self._troubled = False
         self._callbacks: list[Callable[[bool], None]] = []
 
     def is_leader(self) -> bool:
@@ -92,8 +92,11 @@ class Leader:
             self._held = None  # another was faster, or somebody edited it: the next look tells
         except (KubeError, TimeoutError) as error:
             self._held = None
-            log.warning("lease %s: %s", self.name, str(error) or "no answer in time")
+            if not self._troubled:
+                log.warning("lease %s: %s", self.name, str(error) or "no answer in time")
+            self._troubled = True
         else:
+            self._troubled = False
             # From before the request: whoever else looks cannot have seen the renewal earlier.
             self._until_s = asked_s + self._terms.renew_s if self._held else 0.0
 

@@ -125,6 +125,7 @@ class FakeKube:
         self._away = False
         self._expiries = 0
         self._hanging = asyncio.Event()
+        self._arrived = asyncio.Event()
         self._transports: set[asyncio.BaseTransport] = set()
         self._clients: list[Kube] = []
 
@@ -190,6 +191,13 @@ class FakeKube:
         async with self._news:
             self._news.notify_all()
 
+    async def until_asked(self, verb: str, plural: str, *, times: int = 1) -> None:
+        """Return once that many such requests have come since the beginning."""
+        async with asyncio.timeout(10):
+            while sum((asked.verb, asked.plural) == (verb, plural) for asked in self.asked) < times:
+                self._arrived.clear()
+                await self._arrived.wait()
+
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
         """Every connection is cut and none is answered."""
@@ -230,6 +238,7 @@ class FakeKube:
         body = json.loads(await request.read() or "null") if request.method in ("POST", "PUT", "PATCH", "DELETE") else None
         verb = _verb(request.method, name, query)
         self.asked.append(Asked(verb, plural, name, rest, query, body))
+        self._arrived.set()
         if await self._faulty(verb, plural, request):
             return web.Response()
         if f"{group}/{match['version'] or match['core']}" not in self.groups:
@@ -342,9 +351,9 @@ class FakeKube:
         return {"kind": "List", "metadata": metadata, "items": [self._store[(*key[:3], name)] for name in page]}
 
     async def _watch(self, request: web.Request, key: Key, query: dict[str, str]) -> web.StreamResponse:
+        version, expiries = int(query["resourceVersion"]), self._expiries
         response = web.StreamResponse()
         await response.prepare(request)
-        version, expiries = int(query["resourceVersion"]), self._expiries
         if version < self._floor:
             gone = Refusal(410, "Expired", f"too old resource version: {version} ({self._floor})")
             await _send(response, {"type": "ERROR", "object": gone.status})

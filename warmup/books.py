@@ -51,13 +51,15 @@ class Cluster(Protocol):
 class Books:
     """Of one pool. ``load`` first.
 
-    pool     as it was seen last; replace it when it changes
-    changed  names whose declaration the cluster has only now
+    pool            as it was seen last; replace it when it changes
+    left_out        models, or changes of models, for which there was no room
+    secrets_read_s  moment of the loop's clock
     """
 
     def __init__(self, kube: Cluster, pool: Pool, *, clock: Callable[[], float] = time.time) -> None:
         self.pool = pool
         self.left_out: dict[str, Invalid] = {}
+        self.secrets_read_s = 0.0
         self._kube = kube
         self._clock = clock
         self._wanted: list[dict[str, Declared]] = [{} for _ in range(MODEL_SHARDS)]
@@ -78,7 +80,17 @@ class Books:
     async def load(self) -> None:
         """Read everything from the cluster: the controller's only memory. Raises KubeError."""
         await _each(range(MODEL_SHARDS), self._read_models)
+        await self.reread_secrets()
+
+    async def reread_secrets(self) -> None:
+        """Read the credentials again: nobody watches them. Raises KubeError."""
         await _each(range(CREDENTIAL_SHARDS), self._read_scopes)
+        self.secrets_read_s = asyncio.get_running_loop().time()
+        for models in self._wanted:
+            for declared in models.values():
+                for location in _locations(declared):
+                    if location.scope and self.variables(location.scope) is None:
+                        self._dirty_scopes.add(credential_shard(location.scope))
 
     def get(self, name: str) -> Declared | None:
         """What is declared, written or not yet."""
@@ -149,12 +161,11 @@ class Books:
         return True
 
     def resolve(self, scope: str, variables: Mapping[str, str]) -> bool:
-        """A scope's variables are these now. Whether a scope that is in use has others in the cluster."""
+        """A scope's variables are these now. Whether the cluster has others."""
         if not scope:
             return False
         self._resolved[scope] = variables
-        stands = self.variables(scope)
-        if stands is None or stands == variables:
+        if self.variables(scope) == variables:
             return False
         self._dirty_scopes.add(credential_shard(scope))
         return True

@@ -83,11 +83,11 @@ class Findings:
         declared = books.get(model.name)
         stands = declared is not None and target.is_at(declared.target)
         known = self._checks.known(model.name, question)
-        if known is None and stands and is_ready(model.status):
+        same = not resolved.scope or books.variables(resolved.scope) == resolved.variables
+        if known is None and stands and same and is_ready(model.status):
             # It is in the books because it was looked at, and its status was told since: a restarted controller need not
             # look at thousands of models again. Other contents of the same credentials are a reason to.
-            if not resolved.scope or books.variables(resolved.scope) == resolved.variables:
-                return Checked(target, "ok")
+            return Checked(target, "ok")
         known = known or self._checks.want(model.name, question)
         if known is None:
             return Checked(target, "pending")

@@ -90,8 +90,8 @@ class Followed:
 class Listener:
     """Who wants to know; plain functions, called between two requests, never raising."""
 
-    def models_changed(self, pool: str, models: Collection[str]) -> None:
-        """Reports on these models are other than before."""
+    def models_changed(self, models: Collection[str]) -> None:
+        """A pod's reports on these models are other than before."""
 
     def pod_changed(self, pool: str) -> None:
         """A pod came, went, changed its state, or goes by other credentials."""
@@ -258,7 +258,7 @@ class Pods:
             if before is None or (before.state == "draining") != (report.state == "draining"):
                 changed = list(told.keys() | set(changed))
         if changed:
-            self._listener.models_changed(pod.ref.pool, changed)
+            self._listener.models_changed(changed)
 
     async def _state(self, pod: Followed) -> PodReport:
         status, body = await self._exchange(pod.ref, "GET", f"{STATE_PATH}?since={pod.since}", MAX_ANSWER_BYTES)
@@ -353,7 +353,7 @@ class Pods:
         told, pod.told, pod.report = pod.told, {}, None
         self._listener.pod_changed(pod.ref.pool)
         if told:
-            self._listener.models_changed(pod.ref.pool, told)
+            self._listener.models_changed(told)
 
     def _count(self, operation: str, outcome: str) -> None:
         self._telemetry.counter("hearth_controller_pod_requests_total", operation, outcome).inc()

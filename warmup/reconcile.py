@@ -30,6 +30,7 @@ from warmup.pods import Listener, PodRef, Pods
 from warmup.rollout import Checked
 from warmup.secrets import ByName
 from warmup.status import Occurrence, Told
+from warmup.summary import Summary
 from warmup.view import Invalid, Model, Pool, Stranger
 from warmup.work import Work
 from warmup.world import REFRESHED, World
@@ -84,6 +85,7 @@ class Parts:
     history: History
     telemetry: Telemetry
     may_write: Callable[[], bool]
+    summary: Summary
     warmer: Warmer | None = None
 
 
@@ -184,7 +186,7 @@ class Controller(Listener):
         """A look at a model's location has ended."""
         self.models_work.add(name)
 
-    def models_changed(self, pool: str, models: Collection[str]) -> None:
+    def models_changed(self, models: Collection[str]) -> None:
         """See pods.Listener."""
         for name in models:
             if name in self.tracked:
@@ -205,6 +207,7 @@ class Controller(Listener):
         if not self._synced:
             return None
         before, self.pools = self.pools, self.parts.world.pools()
+        self.parts.summary.pools = self.pools
         again: set[str] = set()
         for name in before.keys() | self.pools.keys():
             old, new = before.get(name), self.pools.get(name)
@@ -238,6 +241,8 @@ class Controller(Listener):
             for model in {*books.names, *parts.world.models()}:
                 self.models_work.add(model)
         books.pool = pool
+        if asyncio.get_running_loop().time() - books.secrets_read_s >= self._pauses.secret_refresh_s:
+            await books.reread_secrets()
         books.keep_scopes(tracked.scope for tracked in self.tracked.values() if tracked.model.pool == name)
         try:
             changed = await books.flush(parts.may_write)
@@ -253,7 +258,7 @@ class Controller(Listener):
         if parts.warmer is not None:
             wish_s = await parts.warmer.look(pool)
             again_s = min(again_s, wish_s) if wish_s is not None else again_s
-        return again_s if books.is_clean else 0.0
+        return again_s if books.is_clean else self._pauses.flush_s
 
     async def _refresh_mounts(self, pool: str, books: Books) -> float:
         """Have the kubelet look at mounted Secrets of pods that go by older credentials. Seconds until the next pass."""

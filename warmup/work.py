@@ -52,10 +52,9 @@ class Work:
 
     def add(self, name: str, delay_s: float = 0.0) -> None:
         """A pass within ``delay_s``; one that is due sooner stands for this one, too."""
-        if name in self._running:
-            if not delay_s:
-                self._again.add(name)
-                return
+        if name in self._running and not delay_s:
+            self._again.add(name)
+            return
         due_s = asyncio.get_running_loop().time() + delay_s
         if name in self._due and self._due[name] <= due_s:
             return

@@ -119,10 +119,10 @@ async def serve(settings: ControllerSettings) -> int:
 
 
 async def _answer(settings: ControllerSettings, built: Built) -> None:
-    from warmup.api import Desk, serve as answer  # noqa: PLC0415 (0.4 s, which the watches need not wait for)
+    from warmup import api  # noqa: PLC0415 (0.4 s, which the watches need not wait for)
 
     works = (built.controller.models_work, built.controller.pools_work, built.controller.status_work)
-    desk = Desk(
+    desk = api.Desk(
         built.summary,
         built.pods,
         built.telemetry,
@@ -131,7 +131,7 @@ async def _answer(settings: ControllerSettings, built: Built) -> None:
         troubles=built.world.troubles,
         waiting=lambda: sum(map(len, works)),
     )
-    await answer(desk, settings.host, settings.port)
+    await api.serve(desk, settings.host, settings.port)
 
 
 async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:

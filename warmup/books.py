@@ -52,13 +52,12 @@ class Books:
     """Of one pool. ``load`` first.
 
     pool            as it was seen last; replace it when it changes
-    left_out        models, or changes of models, for which there was no room
     secrets_read_s  moment of the loop's clock
     """
 
     def __init__(self, kube: Cluster, pool: Pool, *, clock: Callable[[], float] = time.time) -> None:
         self.pool = pool
-        self.left_out: dict[str, Invalid] = {}
+        self._left_out: dict[str, Invalid] = {}
         self.secrets_read_s = 0.0
         self._kube = kube
         self._clock = clock
@@ -73,6 +72,7 @@ class Books:
         self._dirty_models: set[int] = set()
         self._dirty_scopes: set[int] = set()
         self._doubted: set[int] = set()
+        self._homeless: dict[str, Invalid] = {}
         self._own_versions: deque[str] = deque(maxlen=OWN_VERSIONS * MODEL_SHARDS)
 
     # ---- reading ----------------------------------------------------------------------------------------------
@@ -113,6 +113,10 @@ class Books:
         """What the cluster has for a scope; None: nothing."""
         return self._scopes[credential_shard(scope)].scopes.get(scope)
 
+    def no_room(self, name: str, scope: str) -> Invalid | None:
+        """Why the catalogue cannot take the model, or its credentials; None: it can."""
+        return self._left_out.get(name) or self._homeless.get(scope)
+
     @property
     def names(self) -> set[str]:
         """Every declared model."""
@@ -152,7 +156,7 @@ class Books:
             return False
         if declared is None:
             del models[name]
-            self.left_out.pop(name, None)
+            self._left_out.pop(name, None)
         else:
             models[name] = declared
         for location in (*_locations(old), *_locations(declared)):
@@ -246,10 +250,10 @@ class Books:
 
     def _leave_out(self, shard: int, left_out: Mapping[str, Invalid]) -> set[str]:
         """Whose being left out changed."""
-        before = {name: invalid for name, invalid in self.left_out.items() if model_shard(name) == shard}
+        before = {name: invalid for name, invalid in self._left_out.items() if model_shard(name) == shard}
         for name in before.keys() - left_out.keys():
-            del self.left_out[name]
-        self.left_out |= left_out
+            del self._left_out[name]
+        self._left_out |= left_out
         return {name for name in before.keys() | left_out.keys() if before.get(name) != left_out.get(name)}
 
     async def _write_scopes(self, shard: int, may_write: Callable[[], bool]) -> None:
@@ -263,8 +267,13 @@ class Books:
             }
             resolved = {scope: variables for scope, variables in self._resolved.items() if credential_shard(scope) == shard}
             now_ms = int(self._clock() * 1000)
-            write = shards.plan_scopes(self.pool, shard, in_use, resolved, self._secrets[shard], now_ms=now_ms)
+            plan = shards.plan_scopes(self.pool, shard, in_use, resolved, self._secrets[shard], now_ms=now_ms)
             self._dirty_scopes.discard(shard)
+            self._homeless = {
+                **{scope: why for scope, why in self._homeless.items() if credential_shard(scope) != shard},
+                **plan.left_out,
+            }
+            write = plan.write
             if write is None:
                 return
             try:

@@ -17,7 +17,7 @@ from warmup.credentials import Config
 from warmup.kube import CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, Object, Resource
 from warmup.rollout import Checked, Target
 from warmup.secrets import ByName
-from warmup.view import Invalid, Model, Pool, Wish
+from warmup.view import Invalid, Model, Pool, Variable, Wish
 
 Trust = Literal["auto", "data", "code"]
 
@@ -124,17 +124,16 @@ class Findings:
             return dict(own)
         laid_under: dict[str, str] = {}
         for variable in pool.environment:
-            if not variable.name.startswith(STORE_VARIABLES):
-                continue
             resource, name = (SECRETS, variable.secret) if variable.secret else (CONFIG_MAPS, variable.config_map)
+            if variable.key and not variable.name.startswith(STORE_VARIABLES):
+                continue
             if not name:
                 laid_under[variable.name] = variable.value
                 continue
             used.add((resource, name))
             found = await self._by_name.get(resource, name, user)
-            value = _value(found, variable.key, encoded=resource is SECRETS)
-            if value is not None:
-                laid_under[variable.name] = value
+            laid_under |= _values(found, variable, encoded=resource is SECRETS)
+        laid_under = {name: value for name, value in laid_under.items() if name.startswith(STORE_VARIABLES)}
         return {**laid_under, **own}
 
     def _trusts_code(self, pool: Pool) -> bool:
@@ -150,8 +149,11 @@ def is_ready(status: Mapping[str, object]) -> bool:
     return any(condition.get("type") == "Ready" and condition.get("status") == "True" for condition in found)
 
 
-def _value(found: Object | None, key: str, *, encoded: bool) -> str | None:
-    value = ((found or {}).get("data") or {}).get(key)
-    if value is None or not encoded:
-        return value
-    return base64.b64decode(value).decode(errors="replace")
+def _values(found: Object | None, variable: Variable, *, encoded: bool) -> dict[str, str]:
+    """What a pool's container gets from a Secret or a ConfigMap."""
+    held: dict[str, str] = (found or {}).get("data") or {}
+    if encoded:
+        held = {key: base64.b64decode(value).decode(errors="replace") for key, value in held.items()}
+    if variable.key:
+        return {variable.name: held[variable.key]} if variable.key in held else {}
+    return {variable.name + key: value for key, value in held.items()}

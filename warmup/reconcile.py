@@ -322,11 +322,11 @@ class Controller(Listener):
 
     def _decide(self, model: Model, books: Books, finding: Checked | Invalid) -> None:
         """What is declared follows; nothing else happens here."""
-        if isinstance(finding, Invalid):
-            return
         told, _ = self._told(model, books)
         loaded = {each.location.number for each in told if each.location.state == "loaded"}
-        declared = rollout.next_declared(books.get(model.name), finding, loaded)
+        old = books.get(model.name)
+        is_invalid = isinstance(finding, Invalid)
+        declared = rollout.settled(old, loaded) if is_invalid else rollout.next_declared(old, finding, loaded)
         if books.declare(model.name, declared):
             self.pools_work.add(model.pool, self._pauses.flush_s)
             if declared is not None:
@@ -403,7 +403,7 @@ class Controller(Listener):
             return None  # the pool's pass comes first, and adds the model again
         now_s = asyncio.get_running_loop().time()
         declared = books.written(name)
-        finding = books.left_out.get(name) or tracked.finding
+        finding = books.no_room(name, tracked.scope) or tracked.finding
         if isinstance(finding, Checked) and finding.state == "pending":
             if declared is not None and finding.target.is_at(declared.target):
                 return None

@@ -12,9 +12,10 @@ from typing import Any
 from predictor.errors import UnknownModel
 from predictor.telemetry import Telemetry
 from warmup.history import History, Noted
-from warmup.kube import Object, meta
+from warmup.kube import Object
+from warmup.objects import condition, is_model
 from warmup.pods import Pods
-from warmup.view import MODE_ANNOTATION, MODEL_MODE, Pool
+from warmup.view import Pool
 from warmup.world import World, heard
 
 Told = dict[str, Any]
@@ -108,7 +109,7 @@ class Summary:
             return None
         status = found.get("status") or {}
         told = status.get("modelStatus") or {}
-        ready = next((each for each in status.get("conditions") or () if each.get("type") == "Ready"), {})
+        ready = condition(found, "Ready")
         state = _state(status)
         failed = "Failed" in state or told.get("transitionStatus") in ("BlockedByFailedLoad", "InvalidSpec")
         return {
@@ -125,7 +126,7 @@ class Summary:
 
     def _pool_of(self, found: Object) -> str:
         """The pool's name; "": none of ours."""
-        if meta(found, MODE_ANNOTATION) != MODEL_MODE:
+        if not is_model(found):
             return ""
         runtime = str(_model_spec(found).get("runtime") or "")
         if runtime:

@@ -23,8 +23,9 @@ from warmup.kube import (
     meta,
     name_of,
 )
+from warmup.objects import is_model
 from warmup.pods import PodRef
-from warmup.view import MODE_ANNOTATION, MODEL_MODE, POOL_LABEL, Pool
+from warmup.view import POOL_LABEL, Pool
 from warmup.watch import Pace, Watched, whole
 
 OURS: Final = "app.kubernetes.io/managed-by=hearth"
@@ -121,12 +122,12 @@ class World:
         ]
 
     def _on_inference_service(self, name: str, old: Object | None, new: Object | None) -> None:
-        if new is not None and meta(new, MODE_ANNOTATION) != MODEL_MODE:
+        if new is not None and not is_model(new):
             self._no_models[name] = new
             self._hearer.pools_changed()
         elif self._no_models.pop(name, None) is not None:
             self._hearer.pools_changed()
-        if any(found is not None and meta(found, MODE_ANNOTATION) == MODEL_MODE for found in (old, new)):
+        if any(found is not None and is_model(found) for found in (old, new)):
             self._hearer.model_changed(name)
 
     def _on_config_map(self, name: str, old: Object | None, new: Object | None) -> None:

@@ -133,3 +133,82 @@ async def test_who_is_forgotten_is_not_looked_at_any_more() -> None:
 
 def test_a_question_does_not_show_its_credentials() -> None:
     assert "hidden" not in repr(Question("s3://b/m", variables={"AWS_SECRET_ACCESS_KEY": "hidden"}))
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[FakeS3]:
+    with FakeS3() as s3:
+        s3.make_bucket("models")
+        s3.put("models", "team/digits/1/model.onnx", b"onnx")
+        s3.put("models", "team/flat/model.onnx", b"onnx")
+        s3.put("models", "team/code/model.py", b"build")
+        s3.put("models", "team/code/model.safetensors", b"weights")
+        s3.put("models", "team/half/model.py", b"build")
+        s3.put("models", "team/other/model.pt", b"torchscript")
+        yield s3
+
+
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        pytest.param(Question("s3://models/team/digits"), "", id="a folder with versions is served"),
+        pytest.param(Question("s3://models/team/digits/1"), "", id="one of its versions is served"),
+        pytest.param(Question("s3://models/team/flat", format="onnx"), "", id="a folder without versions is served"),
+        pytest.param(Question("s3://models/team/flat", format="pytorch"), "InvalidModel", id="another format than it says is not"),
+        pytest.param(Question("s3://models/team/code"), "TrustRequired", id="code is not served by a pool that trusts data only"),
+        pytest.param(Question("s3://models/team/code", trusts_code=True), "", id="code is served by a pool that trusts it"),
+        pytest.param(Question("s3://models/team/half", trusts_code=True), "InvalidModel", id="half a model is none"),
+        pytest.param(Question("s3://models/team/other"), "InvalidModel", id="a format that is not served is none"),
+        pytest.param(Question("s3://models/team/digit"), "UnknownModel", id="the beginning of a name is no name"),
+        pytest.param(Question("s3://nowhere/team/digits"), "StoreRefused", id="a bucket that does not exist is refused"),
+    ],
+)
+async def test_a_location_is_what_a_pod_would_find(question: Question, reason: str, store: FakeS3) -> None:
+    checker = StoreChecker("ns", settle_s=0.0, timeout_s=5.0, environment=store.environment())
+    try:
+        found = await checker.check(question)
+        assert (found.ok, found.reason) == (not reason, reason), found.message
+    finally:
+        await checker.close()
+
+
+async def test_a_model_is_read_with_its_own_keys_and_not_with_the_controllers(store: FakeS3) -> None:
+    own = {**store.environment(), "AWS_ACCESS_KEY_ID": "team-a"}
+    checker = StoreChecker("ns", settle_s=0.0, timeout_s=5.0, environment={"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+    try:
+        assert (await checker.check(Question("s3://models/team/flat", "secret/a", variables=own))).ok
+        assert "Credential=team-a/" in store.received[-1].headers["Authorization"]
+    finally:
+        await checker.close()
+
+
+async def test_an_upload_that_goes_on_is_told_with_the_time_it_needs(store: FakeS3) -> None:
+    checker = StoreChecker("ns", settle_s=60.0, timeout_s=5.0, environment=store.environment())
+    try:
+        found = await checker.check(Question("s3://models/team/flat"))
+        assert (found.ok, found.passing) == (False, True)
+        assert found.retry_s is not None
+        assert 50 < found.retry_s <= 60
+    finally:
+        await checker.close()
+
+
+async def test_a_store_that_is_away_failed_in_passing() -> None:
+    environment = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+    checker = StoreChecker("ns", settle_s=0.0, timeout_s=5.0, environment=environment)
+    try:
+        found = await checker.check(Question("s3://models/team/flat"))
+        assert (found.reason, found.passing) == ("StoreUnavailable", True)
+    finally:
+        await checker.close()
+
+
+async def test_certificates_in_a_variable_are_trusted_and_nonsense_there_is_told_without_it(store: FakeS3) -> None:
+    own = {**store.environment(), "AWS_ENDPOINT_URL": "https://127.0.0.1:9", "AWS_CA_BUNDLE_PEM": "nonsense"}
+    checker = StoreChecker("ns", settle_s=0.0, timeout_s=5.0, environment={})
+    try:
+        found = await checker.check(Question("s3://models/team/flat", "secret/a", variables=own))
+        assert found.reason == "StoreRefused"
+        assert "nonsense" not in found.message
+    finally:
+        await checker.close()

@@ -295,7 +295,11 @@ class Controller(Listener):
             return None
         found = parts.world.inference_services.objects.get(name)
         runtimes = parts.world.serving_runtimes.objects.keys()
-        whose = None if found is None else view.model(parts.announcer.latest(found), self.pools, runtimes)
+        whose = (
+            None
+            if found is None
+            else view.model(parts.announcer.latest(found), self.pools, runtimes, annotation=parts.findings.annotation)
+        )
         if not isinstance(whose, Model):
             self._drop(name)
             return await self._stranger(name, found, whose) if whose is not None and found is not None else None
@@ -325,8 +329,10 @@ class Controller(Listener):
         told, _ = self._told(model, books)
         loaded = {each.location.number for each in told if each.location.state == "loaded"}
         old = books.get(model.name)
-        is_invalid = isinstance(finding, Invalid)
-        declared = rollout.settled(old, loaded) if is_invalid else rollout.next_declared(old, finding, loaded)
+        if isinstance(finding, Checked):
+            declared = rollout.next_declared(old, finding, loaded)
+        else:
+            declared = rollout.settled(old, loaded)
         if books.declare(model.name, declared):
             self.pools_work.add(model.pool, self._pauses.flush_s)
             if declared is not None:

@@ -37,6 +37,7 @@ from warmup.world import REFRESHED, World
 
 log = logging.getLogger(__name__)
 
+EVERYTHING: Final = "all pools"
 MODEL_PASSES: Final = 8
 POOL_PASSES: Final = 4
 STATUS_PASSES: Final = 8
@@ -134,7 +135,7 @@ class Controller(Listener):
             group.create_task(self._refresh_secrets(), name="refresh secrets")
             await self.parts.world.until_synced()
             self._synced = True
-            self.view_work.add("")
+            self.view_work.add(EVERYTHING)
             self.pods_changed()
 
     def lead(self, leads: bool) -> None:  # noqa: FBT001 - leader.py calls back with it
@@ -169,7 +170,7 @@ class Controller(Listener):
 
     def pools_changed(self) -> None:
         """See world.Hearer."""
-        self.view_work.add("", 0.05)
+        self.view_work.add(EVERYTHING, 0.05)
 
     def pods_changed(self) -> None:
         """See world.Hearer."""

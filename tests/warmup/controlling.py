@@ -55,7 +55,7 @@ class Running:
         """Return once it holds; looked at after every write to the cluster and every pass."""
         async with asyncio.timeout(LIMIT_S):
             while not holds():
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.005)  # noqa: ASYNC110 - it looks at an API server, a pod and queues together
 
     async def settle(self) -> None:
         """Return when nothing waits for a pass, but what waits for time to go by."""
@@ -90,9 +90,7 @@ async def running(
     client = kube or fake.client(NAMESPACE, timeout_s=2.0)
     chosen = settings(**more)
     built = build(chosen, client, store, pace=BRISK, terms=TERMS)
-    jobs = [
-        asyncio.create_task(job) for job in (*built.world.jobs(), built.controller.run(), built.leader.run())
-    ]
+    jobs = [asyncio.create_task(job) for job in (*built.world.jobs(), built.controller.run(), built.leader.run())]
     try:
         yield Running(built, fake, store)
         for job in jobs:
@@ -116,7 +114,9 @@ def put_pool(fake: FakeKube, name: str = "gpu", *, default: bool = False, ready:
             "kind": "Deployment",
             "metadata": {"name": name, "labels": labels},
             "spec": {"template": {"spec": {"containers": [{"name": "predictor"}]}}},
-            "status": {"conditions": [condition("Available", "True" if ready else "False", "MinimumReplicasUnavailable", "no")]},
+            "status": {
+                "conditions": [condition("Available", "True" if ready else "False", "MinimumReplicasUnavailable", "no")]
+            },
         },
         namespace=NAMESPACE,
     )
@@ -136,7 +136,9 @@ def put_pod(fake: FakeKube, address: str, *, name: str = "pod-1", pool: str = "g
     )
 
 
-def put_model(fake: FakeKube, name: str, *, uri: str = "", runtime: str | None = "gpu", generation: int = 1, **more: Any) -> None:
+def put_model(
+    fake: FakeKube, name: str, *, uri: str = "", runtime: str | None = "gpu", generation: int = 1, **more: Any
+) -> None:
     """A model's InferenceService; the status that it has stays."""
     old = fake.object("inferenceservices", name, namespace=NAMESPACE) or {}
     spec = {"modelFormat": {"name": "onnx"}, "storageUri": uri or f"s3://models/{name}", **more.pop("model", {})}
@@ -205,5 +207,3 @@ def catalogue(fake: FakeKube, pool: str = "gpu") -> dict[str, Any]:
 
 def _conditions(found: Made) -> list[Made]:
     return (found.get("status") or {}).get("conditions") or []
-
-

@@ -90,6 +90,15 @@ class CredentialShard(msgspec.Struct, frozen=True):
 Shard = TypeVar("Shard", ModelShard, CredentialShard)
 
 
+def bucket_and_key(uri: str) -> tuple[str, str]:
+    """Of ``s3://bucket/key``; the key without slashes at its ends, "" for the whole bucket. ValueError: it is no such URI."""
+    scheme, separator, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme.lower() != "s3" or not separator or not bucket:
+        raise ValueError(f"{uri[:200]!a} is not s3://BUCKET/KEY")
+    return bucket, key.strip("/")
+
+
 def model_shard(name: str) -> int:
     """Which of the ``MODEL_SHARDS`` a model belongs to, for ever."""
     return zlib.crc32(name.encode()) % MODEL_SHARDS

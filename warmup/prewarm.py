@@ -195,6 +195,11 @@ def _warm(pool: Pool, revision: Revision, effort: Effort | None, now_s: float) -
         former = {FORMER: revision.min_scale} if revision.min_scale is not None else {}
         patch = Patch(revision.name, revision.version, {MIN_SCALE: "1", MARK: "true", **former})
         return "starting", effort, [patch]
+    return _verify(pool, revision, effort, now_s)
+
+
+def _verify(pool: Pool, revision: Revision, effort: Effort, now_s: float) -> tuple[State, Effort, list[Action]]:
+    """Whether a pod really came of it."""
     if revision.ready > 0:
         if effort.warm_s is not None:
             return "warm", effort, []

@@ -39,6 +39,8 @@ MARKED = replace(PLAIN, min_scale="1", marked=True, wanted=0)
 WAITING = Effort("r1", NOW - 9)
 PATIENT = Effort("r1", NOW - 10)
 
+UNMARK: dict[str, str | None] = {MARK: None, FORMER: None}
+
 TABLE: list[tuple[str, list[Pool], list[Revision], Effort | None, str, list[object]]] = [
     ("nothing is done for nobody", [NO_WISH], [ZERO], None, "off", []),
     ("a wish patches the Revision", [WISH], [PLAIN], None, "starting", [Patch("r1", "7", WARM)]),
@@ -60,18 +62,18 @@ TABLE: list[tuple[str, list[Pool], list[Revision], Effort | None, str, list[obje
     ("one that was there at the start is no news", [WISH], [replace(MARKED, ready=1)], None, "warm", []),
     ("a pod that went is waited for anew", [WISH], [MARKED], Effort("r1", 0, 1, 1, NOW - 50), "starting", []),
     ("a restart waits before it wakes", [WISH], [MARKED], None, "starting", []),
-    ("the time is over", [replace(WISH, warm_until_s=NOW)], [MARKED], None, "off", [Patch("r1", "7", {MARK: None, FORMER: None, MIN_SCALE: None})]),
+    ("the time is over", [replace(WISH, warm_until_s=NOW)], [MARKED], None, "off", [Patch("r1", "7", UNMARK | {MIN_SCALE: None})]),
     ("the wish is gone", [NO_WISH], [MARKED], WAITING, "off", [Patch]),
-    ("what was there comes back", [NO_WISH], [replace(MARKED, former="0")], None, "off", [Patch("r1", "7", {MARK: None, FORMER: None, MIN_SCALE: "0"})]),
-    ("what somebody set meanwhile stays", [NO_WISH], [replace(MARKED, min_scale="3")], None, "off", [Patch("r1", "7", {MARK: None, FORMER: None})]),
-    ("what somebody removed meanwhile stays removed", [NO_WISH], [replace(MARKED, min_scale=None)], None, "off", [Patch("r1", "7", {MARK: None, FORMER: None})]),
+    ("what was there comes back", [NO_WISH], [replace(MARKED, former="0")], None, "off", [Patch("r1", "7", UNMARK | {MIN_SCALE: "0"})]),
+    ("what is set meanwhile stays", [NO_WISH], [replace(MARKED, min_scale="3")], None, "off", [Patch("r1", "7", UNMARK)]),
+    ("what is removed meanwhile stays so", [NO_WISH], [replace(MARKED, min_scale=None)], None, "off", [Patch("r1", "7", UNMARK)]),
     (
         "a rollout moves the patch",
         [replace(WISH, revision="r2")],
         [replace(MARKED, ready=1), Revision("r2", "9")],
         replace(WAITING, warm_s=NOW),
         "starting",
-        [Patch("r2", "9", WARM), Patch("r1", "7", {MARK: None, FORMER: None, MIN_SCALE: None})],
+        [Patch("r2", "9", WARM), Patch("r1", "7", UNMARK | {MIN_SCALE: None})],
     ),
     ("a Revision of nobody's pool is released", [], [MARKED], None, "", [Patch]),
     ("without a ready Revision it says so", [replace(WISH, revision="")], [], None, "unable", [Tell]),
@@ -80,10 +82,9 @@ TABLE: list[tuple[str, list[Pool], list[Revision], Effort | None, str, list[obje
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("sentence", "pools", "revisions", "effort", "state", "actions"), TABLE, ids=[row[0] for row in TABLE])
-def test_what_is_decided(
-    sentence: str, pools: list[Pool], revisions: list[Revision], effort: Effort | None, state: str, actions: list[object]
-) -> None:
+@pytest.mark.parametrize("row", TABLE, ids=[row[0] for row in TABLE])
+def test_what_is_decided(row: tuple[str, list[Pool], list[Revision], Effort | None, str, list[object]]) -> None:
+    _, pools, revisions, effort, state, actions = row
     efforts = {"gpu": effort} if effort else {}
     decision = decide(pools, {one.name: one for one in revisions}, efforts, now_s=NOW)
     assert decision.states.get("gpu", "") == state
@@ -210,6 +211,7 @@ async def test_a_pool_is_warmed_and_released_and_its_revision_is_as_before(clust
 async def test_what_does_not_start_by_itself_is_woken(cluster: Cluster) -> None:
     await cluster.tick()
     await cluster.tick(11)
+    await asyncio.gather(*cluster.warming._waking.values())
     await cluster.tick()
     assert cluster.woken == [URL]
     assert [told.reason for told in cluster.told] == ["WakingPool", "Warm"]

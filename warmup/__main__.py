@@ -18,13 +18,15 @@ from warmup.credentials import Config
 from warmup.findings import Findings
 from warmup.history import History
 from warmup.kube import Kube
-from warmup.leader import Leader
+from warmup.leader import Leader, Terms
 from warmup.pods import Pods
 from warmup.reconcile import Controller, Parts, Pauses
 from warmup.secrets import ByName
 from warmup.settings import ControllerSettings, from_arguments
+from warmup.statuses import State, Statuses
 from warmup.summary import Summary
 from warmup.telemetry import METRICS
+from warmup.watch import Pace
 from warmup.work import Bucket
 from warmup.world import World
 
@@ -49,13 +51,21 @@ class Built:
         await self.pods.close()
 
 
-def build(settings: ControllerSettings, kube: Kube, checker: Checker | None = None) -> Built:
+def build(
+    settings: ControllerSettings,
+    kube: Kube,
+    checker: Checker | None = None,
+    *,
+    pace: Pace | None = None,
+    terms: Terms | None = None,
+) -> Built:
     """Make all the objects, inside a running loop. Asks nobody anything yet. ValueError: a setting is nonsense."""
     telemetry = Telemetry(METRICS)
-    leader = Leader(kube, settings.lease_name, settings.identity)
-    pauses = Pauses(flush_s=settings.flush_s, pending_s=settings.pending_s, secret_refresh_s=settings.secret_refresh_s)
-    controller = Controller(pauses, max_models=settings.max_models)
-    world = World(kube, controller)
+    leader = Leader(kube, settings.lease_name, settings.identity, terms=terms)
+    state = State()
+    pauses = Pauses(flush_s=settings.flush_s, secret_refresh_s=settings.secret_refresh_s)
+    controller = Controller(state, pauses, max_models=settings.max_models)
+    world = World(kube, controller, pace=pace)
     pods = Pods(
         controller,
         telemetry=telemetry,
@@ -87,7 +97,10 @@ def build(settings: ControllerSettings, kube: Kube, checker: Checker | None = No
     )
     findings = Findings(by_name, checks, config, settings.trust)
     summary = Summary(world, pods, history, telemetry)
-    controller.attach(Parts(kube, world, pods, by_name, findings, announcer, history, telemetry, leader.is_leader, summary))
+    statuses = Statuses(state, world, pods, announcer, history, pending_s=settings.pending_s, clock=time.time)
+    controller.attach(
+        Parts(kube, world, pods, by_name, findings, announcer, history, telemetry, leader.is_leader, summary, statuses)
+    )
     leader.on_change(controller.lead)
     return Built(controller, leader, checks, pods, world, summary, telemetry)
 

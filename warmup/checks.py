@@ -7,28 +7,26 @@ for the model (rollout.py, status.py), where the credentials are from (credentia
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
-import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from predictor.errors import HearthError, InvalidModel, StoreRefused, UnknownModel
+from predictor.declared import bucket_and_key
+from predictor.errors import HearthError, InvalidModel, UnknownModel
 from predictor.reader import Found, Reader, Watch
 from predictor.repository import Source
 from predictor.telemetry import Telemetry
-from predictor.tiers import s3_credentials, s3_endpoint
-from predictor.tiers.s3_http import Connections
-from predictor.tiers.s3_requests import Requests
-from predictor.tiers.store import SMALL_REQUESTS, S3Store
+from predictor.tiers.store import Stores
 
 log = logging.getLogger(__name__)
 
-MAX_STORES: Final = 64
-"""Pairs of bucket and credentials whose connections are kept; each may have eight threads while it is asked."""
+MAX_SCOPES: Final = 512
+"""Different credentials that are remembered; more than these at once push each other's connections out."""
 
 MAX_WATCHES: Final = 4096
 """Locations that are still being uploaded, and remembered as such."""
@@ -192,8 +190,22 @@ class Checks:
         return min(self._retry_s * 2.0 ** min(tries - 1, 20), self._retry_max_s)
 
 
+@dataclass(frozen=True)
+class _Limits:
+    """What the stores are bounded by; see store.FetchSettings. Nothing but listings and manifests is read here."""
+
+    fetch_timeout_s: float
+    fetch_deadline_s: float
+    fetch_part_bytes: int = 1 << 20
+    fetch_concurrency: int = 1
+    fetch_retries: int = 1
+
+
 class StoreChecker:
-    """Asks the model store itself, through the same reader as the pods."""
+    """Asks the model store itself, through the same reader as the pods.
+
+    environment  of this process: for models that bring no keys, and whose pool names none
+    """
 
     def __init__(
         self,
@@ -206,11 +218,16 @@ class StoreChecker:
     ) -> None:
         self._namespace = namespace
         self._settle_s = settle_s
-        self._timeout_s = timeout_s
         self._environment = environment
         self._clock = clock
-        self._stores: OrderedDict[tuple[str, frozenset[tuple[str, str]]], S3Store] = OrderedDict()
-        self._asking: dict[int, int] = {}
+        self._stores = Stores.from_environment(
+            _Limits(timeout_s, timeout_s),
+            on_request=lambda _operation, _outcome: None,
+            on_bytes=lambda _: None,
+            on_first_ask=lambda: None,
+        )
+        self._scopes: OrderedDict[frozenset[tuple[str, str]], str] = OrderedDict()
+        self._numbers = itertools.count(1)
         self._watches: OrderedDict[tuple[str, str], Watch] = OrderedDict()
 
     async def check(self, question: Question) -> Finding:
@@ -223,62 +240,48 @@ class StoreChecker:
 
     async def close(self) -> None:
         """See Checker."""
-        stores, self._stores = list(self._stores.values()), OrderedDict()
-        for store in stores:
-            await store.close()
+        await self._stores.close()
 
     async def _check(self, question: Question) -> Finding:
-        bucket, path = _split(question.uri)
-        prefix, _, name = path.rpartition("/")
-        store = self._store(bucket, question)
-        self._asking[id(store)] = self._asking.get(id(store), 0) + 1
         try:
-            source = Source(
-                self._namespace, store.origin, bucket, f"{prefix}/" if prefix else "", trusts_code=question.trusts_code
-            )
-            reader = Reader(store, source, self._settle_s, self._clock)
-            watch = self._watch(question)
-            found = await reader.choose(name, None, await reader.look(name), watch)
-        finally:
-            self._asking[id(store)] -= 1
-            if not self._asking[id(store)]:
-                del self._asking[id(store)]
-            await self._drop_oldest()
+            bucket, key = bucket_and_key(question.uri)
+        except ValueError as error:
+            raise InvalidModel(str(error)) from None
+        store = self._stores.at(bucket, self._scope(question))
+        source = Source(
+            self._namespace,
+            store.origin,
+            bucket,
+            "",
+            trusts_code=question.trusts_code,
+            key=key,
+            number=question.number,
+            format=question.format,
+        )
+        reader = Reader(store, source, self._settle_s, self._clock)
+        name = key.rpartition("/")[2] or bucket
+        found = await reader.choose(name, None, await reader.look(name), self._watch(question))
         if not isinstance(found, Found):
             why = f"{question.uri} is still being uploaded: {found.why}"
             return Finding(ok=False, reason="Unavailable", message=why, passing=True, retry_s=found.wait_s)
         self._watches.pop((question.uri, question.scope), None)
-        served = found.spec.format.value
-        if question.format and question.format != served:
-            raise InvalidModel(f"{question.uri} is a model in the format {served}; its InferenceService says {question.format}")
         return Finding(ok=True)
 
-    def _store(self, bucket: str, question: Question) -> S3Store:
-        variables = self._variables(question)
-        key = (bucket, frozenset(variables.items()))
-        store = self._stores.get(key)
-        if store is None:
-            connections = Connections(SMALL_REQUESTS, self._timeout_s, self._timeout_s, lambda: _trusted(variables))
-            requests = Requests(
-                s3_endpoint.from_environment(bucket, variables),
-                s3_credentials.from_environment(variables),
-                connections,
-                1,
-                lambda _: None,
-                lambda _operation, _status: None,
-            )
-            store = self._stores[key] = S3Store(
-                requests, part_bytes=1 << 20, concurrency=1, deadline_s=self._timeout_s, on_bytes=lambda _: None
-            )
-        self._stores.move_to_end(key)
-        return store
-
-    def _variables(self, question: Question) -> Mapping[str, str]:
-        """The model's own where they have keys or are anonymous, else laid over this process's: see CredentialShard."""
+    def _scope(self, question: Question) -> str:
+        """Our own name for these variables: connections are kept by it. Those of the latest ``MAX_SCOPES`` are."""
         own = question.variables
-        if "AWS_ACCESS_KEY_ID" in own or own.get("awsAnonymousCredential", "").lower() == "true":
-            return own
-        return {**self._environment, **own}
+        alone = "AWS_ACCESS_KEY_ID" in own or own.get("awsAnonymousCredential", "").lower() == "true"
+        hidden = {"AWS_ENDPOINT_URL_S3"} if "AWS_ENDPOINT_URL" in own else set()  # it would win
+        under = {} if alone else {name: value for name, value in self._environment.items() if name not in hidden}
+        variables = {**under, **own}
+        known = frozenset(variables.items())
+        if known not in self._scopes:
+            self._scopes[known] = str(next(self._numbers))
+            if len(self._scopes) > MAX_SCOPES:
+                self._scopes.popitem(last=False)
+            self._stores.declare({scope: dict(of) for of, scope in self._scopes.items()})
+        self._scopes.move_to_end(known)
+        return self._scopes[known]
 
     def _watch(self, question: Question) -> Watch:
         key = (question.uri, question.scope)
@@ -287,31 +290,3 @@ class StoreChecker:
         if len(self._watches) > MAX_WATCHES:
             self._watches.popitem(last=False)
         return watch
-
-    async def _drop_oldest(self) -> None:
-        for key in list(self._stores):
-            if len(self._stores) <= MAX_STORES:
-                return
-            if id(self._stores[key]) not in self._asking:
-                await self._stores.pop(key).close()
-
-
-def _trusted(variables: Mapping[str, str]) -> ssl.SSLContext:
-    """TLS as the variables say; certificates may stand in one of them, because a Secret has no path."""
-    bundle = variables.get("AWS_CA_BUNDLE_PEM", "")
-    if not bundle:
-        return s3_endpoint.trusted(variables)
-    try:
-        return ssl.create_default_context(cadata=bundle)
-    except ssl.SSLError:
-        raise StoreRefused("the CA bundle of the model's credentials holds no certificates") from None
-
-
-def _split(uri: str) -> tuple[str, str]:
-    """Bucket and path without slashes at its ends. UnknownModel: there is no path, InvalidModel: no s3:// URI."""
-    scheme, separator, rest = uri.partition("://")
-    bucket, _, path = rest.partition("/")
-    path = path.strip("/")
-    if scheme != "s3" or not separator or not bucket or not path:
-        raise InvalidModel(f"{uri!a} is no s3://BUCKET/PATH")
-    return bucket, path

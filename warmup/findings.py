@@ -48,6 +48,7 @@ class Findings:
         self._checks = checks
         self._config = config
         self._trust = trust
+        self.annotation = config.annotation
 
     async def of(self, model: Model, pool: Pool, books: Books) -> Found:
         """The finding of the moment. Raises KubeError where something cannot be read now."""
@@ -134,6 +135,8 @@ class Findings:
             found = await self._by_name.get(resource, name, user)
             laid_under |= _values(found, variable, encoded=resource is SECRETS)
         laid_under = {name: value for name, value in laid_under.items() if name.startswith(STORE_VARIABLES)}
+        if "AWS_ENDPOINT_URL" in own:
+            laid_under.pop("AWS_ENDPOINT_URL_S3", None)  # it would win
         return {**laid_under, **own}
 
     def _trusts_code(self, pool: Pool) -> bool:

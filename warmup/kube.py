@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
@@ -290,7 +290,7 @@ class Kube:
 
     async def watch(
         self, resource: Resource, resource_version: str, *, labels: str = "", fields: str = "", timeout_s: float = 50.0
-    ) -> AsyncIterator[Object]:
+    ) -> AsyncGenerator[Object, None]:
         """Events as they come, ``{"type": "ADDED|MODIFIED|DELETED|BOOKMARK", "object": ...}``; ends after ``timeout_s``.
 
         Raises ``Gone`` when ``resource_version`` is too old, at once or in mid-stream, ``NotFound`` where the kind does

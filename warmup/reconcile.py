@@ -17,10 +17,9 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from predictor.declared import model_file, model_shard
 from predictor.report import Happened
 from predictor.telemetry import Telemetry
-from warmup import rollout, status, view
+from warmup import rollout, view
 from warmup.announce import Announcer
 from warmup.books import Books
 from warmup.findings import Findings
@@ -29,7 +28,8 @@ from warmup.kube import PODS, Kube, KubeError, NotFound, Object
 from warmup.pods import Listener, PodRef, Pods
 from warmup.rollout import Checked
 from warmup.secrets import ByName
-from warmup.status import Occurrence, Told
+from warmup.status import Occurrence
+from warmup.statuses import State, Statuses, Tracked
 from warmup.summary import Summary
 from warmup.view import Invalid, Model, Pool, Stranger
 from warmup.work import Work
@@ -37,6 +37,7 @@ from warmup.world import REFRESHED, World
 
 log = logging.getLogger(__name__)
 
+EVERYTHING: Final = "all pools"
 MODEL_PASSES: Final = 8
 POOL_PASSES: Final = 4
 STATUS_PASSES: Final = 8
@@ -46,23 +47,8 @@ UNKNOWN_RUNTIME_AFTER_S: Final = 10.0
 REFRESH_AGAIN_S: Final = 5.0
 """The kubelet may have looked at a Secret's old contents when it was told to look."""
 
-BEHIND_S: Final = 0.25
-BEHIND_LIMIT_S: Final = 3.0
-"""How long a status waits for a running pod to go by what was just written."""
-
 POOL_AGAIN_S: Final = 30.0
 """A pool's pass without a reason: what no watch tells of (deleted Secrets), and pre-warming's end."""
-
-
-@dataclass(slots=True)
-class Tracked:
-    """One model that is ours, as its last pass saw it. Moments are monotonic."""
-
-    model: Model
-    finding: Checked | Invalid
-    scope: str
-    since_s: float
-    written_s: float = 0.0
 
 
 class Warmer(Protocol):
@@ -86,6 +72,7 @@ class Parts:
     telemetry: Telemetry
     may_write: Callable[[], bool]
     summary: Summary
+    statuses: Statuses
     warmer: Warmer | None = None
 
 
@@ -94,7 +81,6 @@ class Pauses:
     """In seconds; see settings.py. ``unknown_s``: see UNKNOWN_RUNTIME_AFTER_S."""
 
     flush_s: float = 0.2
-    pending_s: float = 2.0
     secret_refresh_s: float = 30.0
     unknown_s: float = UNKNOWN_RUNTIME_AFTER_S
 
@@ -102,10 +88,10 @@ class Pauses:
 class Controller(Listener):
     """Of one namespace. ``attach`` the parts, then ``run``; ``lead`` and ``follow`` as the Lease comes and goes."""
 
-    def __init__(self, pauses: Pauses, *, clock: Callable[[], float] = time.time, max_models: int = 50_000) -> None:
-        self.pools: dict[str, Pool] = {}
-        self.books: dict[str, Books] = {}
-        self.tracked: dict[str, Tracked] = {}
+    def __init__(
+        self, state: State, pauses: Pauses, *, clock: Callable[[], float] = time.time, max_models: int = 50_000
+    ) -> None:
+        self.state = state
         self.parts: Parts
         self.leading = False
         self.models_work = Work("model", self._model_pass, workers=MODEL_PASSES, on_done=self._done)
@@ -134,20 +120,20 @@ class Controller(Listener):
             group.create_task(self._refresh_secrets(), name="refresh secrets")
             await self.parts.world.until_synced()
             self._synced = True
-            self.view_work.add("")
+            self.view_work.add(EVERYTHING)
             self.pods_changed()
 
     def lead(self, leads: bool) -> None:  # noqa: FBT001 - leader.py calls back with it
         """The Lease was won or lost. Whoever wins it starts from what the cluster has, not from memory."""
         self.leading = leads
         log.info("this controller %s", "writes" if leads else "only watches")
-        self.books.clear()
-        self.tracked.clear()
+        self.state.books.clear()
+        self.state.tracked.clear()
         self.parts.by_name.clear()
         for work in (self.models_work, self.pools_work, self.status_work):
             work.clear()
         if leads:
-            for pool in self.pools:
+            for pool in self.state.pools:
                 self.pools_work.add(pool)
             for name in self.parts.world.models():
                 self.models_work.add(name)
@@ -169,7 +155,7 @@ class Controller(Listener):
 
     def pools_changed(self) -> None:
         """See world.Hearer."""
-        self.view_work.add("", 0.05)
+        self.view_work.add(EVERYTHING, 0.05)
 
     def pods_changed(self) -> None:
         """See world.Hearer."""
@@ -178,7 +164,7 @@ class Controller(Listener):
 
     def config_map_changed(self, pool: str, name: str, version: str) -> None:
         """See world.Hearer."""
-        books = self.books.get(pool)
+        books = self.state.books.get(pool)
         if books is not None and books.seen(name, version):
             self.pools_work.add(pool, self._pauses.flush_s)
 
@@ -189,7 +175,7 @@ class Controller(Listener):
     def models_changed(self, models: Collection[str]) -> None:
         """See pods.Listener."""
         for name in models:
-            if name in self.tracked:
+            if name in self.state.tracked:
                 self.models_work.add(name)
 
     def pod_changed(self, pool: str) -> None:
@@ -206,17 +192,19 @@ class Controller(Listener):
     async def _view_pass(self, _: str) -> float | None:
         if not self._synced:
             return None
-        before, self.pools = self.pools, self.parts.world.pools()
-        self.parts.summary.pools = self.pools
+        before, self.state.pools = self.state.pools, self.parts.world.pools()
+        self.parts.summary.pools = self.state.pools
         again: set[str] = set()
-        for name in before.keys() | self.pools.keys():
-            old, new = before.get(name), self.pools.get(name)
+        for name in before.keys() | self.state.pools.keys():
+            old, new = before.get(name), self.state.pools.get(name)
             if old == new:
                 continue
             self.pools_work.add(name)
             if _as_models_see_it(old) != _as_models_see_it(new):
                 again.add(name)
-        default = {name for name in again for pool in (before.get(name), self.pools.get(name)) if pool and pool.is_default}
+        default = {
+            name for name in again for pool in (before.get(name), self.state.pools.get(name)) if pool and pool.is_default
+        }
         if again or not before:
             for name in self.parts.world.models():
                 runtime = _runtime(self.parts.world.inference_services.objects[name])
@@ -226,30 +214,30 @@ class Controller(Listener):
 
     async def _pool_pass(self, name: str) -> float | None:
         parts = self.parts
-        pool = self.pools.get(name)
+        pool = self.state.pools.get(name)
         if pool is None:
-            self.books.pop(name, None)
+            self.state.books.pop(name, None)
             parts.pods.forget(name)
             return None
         if not parts.may_write():
             return None
-        books = self.books.get(name)
+        books = self.state.books.get(name)
         if books is None or books.pool.owner.uid != pool.owner.uid:
             books = Books(parts.kube, pool, clock=self._clock)
             await books.load()
-            self.books[name] = books
+            self.state.books[name] = books
             for model in {*books.names, *parts.world.models()}:
                 self.models_work.add(model)
         books.pool = pool
         if asyncio.get_running_loop().time() - books.secrets_read_s >= self._pauses.secret_refresh_s:
             await books.reread_secrets()
-        books.keep_scopes(tracked.scope for tracked in self.tracked.values() if tracked.model.pool == name)
+        books.keep_scopes(tracked.scope for tracked in self.state.tracked.values() if tracked.model.pool == name)
         try:
             changed = await books.flush(parts.may_write)
         finally:
             parts.pods.declare(name, books.documents())
         for model in changed:
-            tracked = self.tracked.get(model)
+            tracked = self.state.tracked.get(model)
             if tracked is not None:
                 tracked.written_s = asyncio.get_running_loop().time()
             self.models_work.add(model)
@@ -295,23 +283,27 @@ class Controller(Listener):
             return None
         found = parts.world.inference_services.objects.get(name)
         runtimes = parts.world.serving_runtimes.objects.keys()
-        whose = None if found is None else view.model(parts.announcer.latest(found), self.pools, runtimes)
+        whose = (
+            None
+            if found is None
+            else view.model(parts.announcer.latest(found), self.state.pools, runtimes, annotation=parts.findings.annotation)
+        )
         if not isinstance(whose, Model):
             self._drop(name)
             return await self._stranger(name, found, whose) if whose is not None and found is not None else None
         self._strangers.discard(name)
-        for pool, books in self.books.items():
+        for pool, books in self.state.books.items():
             if pool != whose.pool and books.declare(name, None):
                 self.pools_work.add(pool, self._pauses.flush_s)
-        books_ = self.books.get(whose.pool)
+        books_ = self.state.books.get(whose.pool)
         if books_ is None:
             self.pools_work.add(whose.pool)
             return None  # that pass adds every model again
-        if name not in self.tracked and len(self.tracked) >= self._max_models:
+        if name not in self.state.tracked and len(self.state.tracked) >= self._max_models:
             log.warning("model %s is left out: there are %d already (HEARTH_CONTROLLER_MAX_MODELS)", name, self._max_models)
             return POOL_AGAIN_S
-        seen = await parts.findings.of(whose, self.pools[whose.pool], books_)
-        if self.books.get(whose.pool) is not books_ or not parts.may_write():
+        seen = await parts.findings.of(whose, self.state.pools[whose.pool], books_)
+        if self.state.books.get(whose.pool) is not books_ or not parts.may_write():
             return None
         self._decide(whose, books_, seen.finding)
         if seen.variables is not None and books_.resolve(seen.scope, seen.variables):
@@ -322,40 +314,38 @@ class Controller(Listener):
 
     def _decide(self, model: Model, books: Books, finding: Checked | Invalid) -> None:
         """What is declared follows; nothing else happens here."""
-        told, _ = self._told(model, books)
+        told, _ = self.parts.statuses.told(model, books)
         loaded = {each.location.number for each in told if each.location.state == "loaded"}
         old = books.get(model.name)
-        is_invalid = isinstance(finding, Invalid)
-        declared = rollout.settled(old, loaded) if is_invalid else rollout.next_declared(old, finding, loaded)
+        checked = finding if isinstance(finding, Checked) else None
+        declared = rollout.settled(old, loaded) if checked is None else rollout.next_declared(old, checked, loaded)
         if books.declare(model.name, declared):
             self.pools_work.add(model.pool, self._pauses.flush_s)
             if declared is not None:
                 self.parts.history.own(model.name, "declared", f"{declared.target.uri} ({declared.percent} %)", self._clock())
 
+    async def _status_pass(self, name: str) -> float | None:
+        return await self.parts.statuses.look(name)
+
     def _track(self, model: Model, finding: Checked | Invalid, scope: str) -> None:
-        before = self.tracked.get(model.name)
+        before = self.state.tracked.get(model.name)
         now_s = asyncio.get_running_loop().time()
         if before is None:
-            self.tracked[model.name] = Tracked(model, finding, scope, now_s)
+            self.state.tracked[model.name] = Tracked(model, finding, scope, now_s)
             return
         if before.finding != finding and (text := getattr(finding, "message", "")):
             self.parts.history.own(model.name, "checked", text, self._clock())
         fresh = before.model.generation != model.generation
-        self.tracked[model.name] = Tracked(model, finding, scope, now_s if fresh else before.since_s, before.written_s)
-
-    def _told(self, model: Model, books: Books) -> tuple[list[Told], bool]:
-        file = model_file(model_shard(model.name))
-        told, behind = self.parts.pods.told(model.pool, model.name, file, books.since(model.name))
-        return [Told(pod, location) for pod, location in told], behind
+        self.state.tracked[model.name] = Tracked(model, finding, scope, now_s if fresh else before.since_s, before.written_s)
 
     def _drop(self, name: str) -> None:
         """No model of ours any more."""
         self.parts.findings.forget(name)
         self.parts.announcer.forget(name)
-        if self.tracked.pop(name, None) is not None:
+        if self.state.tracked.pop(name, None) is not None:
             self.parts.history.own(name, "deleted", "its InferenceService is gone, or is not this pool's", self._clock())
         self._strangers.discard(name)
-        for pool, books in self.books.items():
+        for pool, books in self.state.books.items():
             if books.declare(name, None):
                 self.pools_work.add(pool, self._pauses.flush_s)
 
@@ -370,52 +360,6 @@ class Controller(Listener):
             text = f"no pool and no ServingRuntime of this namespace is called {whose.unknown_runtime}"
             await self.parts.announcer.record(found, Occurrence("Warning", "UnknownRuntime", text), whose.unknown_runtime)
         return None
-
-    # ---- statuses ---------------------------------------------------------------------------------------------
-
-    async def _status_pass(self, name: str) -> float | None:
-        due = self._due(name)
-        if not isinstance(due, tuple):
-            return due
-        if not await self.parts.announcer.allowed():
-            return None
-        due = self._due(name)  # waiting for one's turn takes time
-        if not isinstance(due, tuple):
-            return due
-        found, tracked, new = due
-        before = found.get("status") or {}
-        cause = f"{tracked.model.generation} {_moment_of_ready(before)}"
-        occurrences = status.events(tracked.model, before, new)
-        for occurrence in occurrences:
-            await self.parts.announcer.record(found, occurrence, cause)
-            self.parts.history.own(name, "status", f"{occurrence.reason}: {occurrence.message}", self._clock())
-        await self.parts.announcer.write_status(found, status.patch(before, new))
-        return None
-
-    def _due(self, name: str) -> tuple[Object, Tracked, Object] | float | None:
-        """What is to be written, or when to ask again; None: when something changes."""
-        tracked = self.tracked.get(name)
-        found = self.parts.world.inference_services.objects.get(name)
-        if tracked is None or found is None:
-            return None
-        books, pool = self.books.get(tracked.model.pool), self.pools.get(tracked.model.pool)
-        if books is None or pool is None or not books.is_written(name):
-            return None  # the pool's pass comes first, and adds the model again
-        now_s = asyncio.get_running_loop().time()
-        declared = books.written(name)
-        finding = books.no_room(name, tracked.scope) or tracked.finding
-        if isinstance(finding, Checked) and finding.state == "pending":
-            if declared is not None and finding.target.is_at(declared.target):
-                return None
-            if now_s < tracked.since_s + self._pauses.pending_s:
-                return tracked.since_s + self._pauses.pending_s - now_s
-        told, behind = self._told(tracked.model, books)
-        if behind and now_s < tracked.written_s + BEHIND_LIMIT_S:
-            return BEHIND_S
-        found = self.parts.announcer.latest(found)
-        previous = found.get("status") or {}
-        new = status.status(tracked.model, pool, declared, finding, told, previous, self._clock())
-        return None if status.unchanged(previous, new) else (found, tracked, new)
 
     # ---- counting ---------------------------------------------------------------------------------------------
 
@@ -432,9 +376,3 @@ def _as_models_see_it(pool: Pool | None) -> Pool | None:
 
 def _runtime(found: Object) -> str:
     return str((((found.get("spec") or {}).get("predictor") or {}).get("model") or {}).get("runtime") or "")
-
-
-def _moment_of_ready(before: Object) -> str:
-    """When the status before became what it was: tells one failure from the same one again, also after a restart."""
-    conditions = before.get("conditions") or ()
-    return next((str(each.get("lastTransitionTime", "")) for each in conditions if each.get("type") == "Ready"), "")

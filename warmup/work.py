@@ -52,6 +52,7 @@ class Work:
 
     def add(self, name: str, delay_s: float = 0.0) -> None:
         """A pass within ``delay_s``; one that is due sooner stands for this one, too."""
+        assert name, f"{self.kind}: nothing has no name"
         if name in self._running and not delay_s:
             self._again.add(name)
             return
@@ -61,6 +62,11 @@ class Work:
         self._due[name] = due_s
         heapq.heappush(self._heap, (due_s, name))
         self._wake.set()
+
+    def pressing(self, within_s: float) -> bool:
+        """Whether a pass runs, or is due so soon."""
+        soon_s = asyncio.get_running_loop().time() + within_s
+        return bool(self._running) or any(due_s <= soon_s for due_s in self._due.values())
 
     def clear(self) -> None:
         """Forget what waits. What runs ends by itself."""

@@ -61,7 +61,9 @@ async def test_a_location_is_looked_at_once_and_the_result_is_kept() -> None:
 @pytest.mark.parametrize(
     ("finding", "moments"),
     [
-        pytest.param(AWAY, [0, 11, 32, 73, 154, 315, 616, 917], id="one that passes is looked at after 10 s, 20 s, up to 300 s"),
+        pytest.param(
+            AWAY, [0, 11, 32, 73, 154, 315, 616, 917], id="one that passes is looked at after 10 s, 20 s, up to 300 s"
+        ),
         pytest.param(WRONG, [0, 301, 602, 903], id="one that lasts is looked at every 300 s: somebody may upload"),
         pytest.param(
             Finding(ok=False, reason="Unavailable", passing=True, retry_s=4.0),
@@ -154,8 +156,12 @@ async def store() -> AsyncIterator[FakeS3]:
         pytest.param(Question("s3://models/team/digits"), "", id="a folder with versions is served"),
         pytest.param(Question("s3://models/team/digits/1"), "", id="one of its versions is served"),
         pytest.param(Question("s3://models/team/flat", format="onnx"), "", id="a folder without versions is served"),
-        pytest.param(Question("s3://models/team/flat", format="pytorch"), "InvalidModel", id="another format than it says is not"),
-        pytest.param(Question("s3://models/team/code"), "TrustRequired", id="code is not served by a pool that trusts data only"),
+        pytest.param(
+            Question("s3://models/team/flat", format="pytorch"), "InvalidModel", id="another format than it says is not"
+        ),
+        pytest.param(
+            Question("s3://models/team/code"), "TrustRequired", id="code is not served by a pool that trusts data only"
+        ),
         pytest.param(Question("s3://models/team/code", trusts_code=True), "", id="code is served by a pool that trusts it"),
         pytest.param(Question("s3://models/team/half", trusts_code=True), "InvalidModel", id="half a model is none"),
         pytest.param(Question("s3://models/team/other"), "InvalidModel", id="a format that is not served is none"),

@@ -108,8 +108,8 @@ async def test_a_patch_that_names_an_older_version_is_a_conflict(kube: Kube) -> 
     name = a_name()
     made = await kube.create(CONFIG_MAPS, a_map(name))
     await kube.patch(CONFIG_MAPS, name, {"data": {"a": "3"}})
+    version = made["metadata"]["resourceVersion"]
     with pytest.raises(api.Conflict):
-        version = made["metadata"]["resourceVersion"]
         await kube.patch(CONFIG_MAPS, name, {"metadata": {"resourceVersion": version}, "data": {"a": "4"}})
 
 

@@ -88,11 +88,12 @@ MAY_NOT: Final = (
 
 @contextmanager
 def namespace_of_its_own(request: pytest.FixtureRequest, suffix: str) -> Iterator[Namespace]:
-    """Make one; on a failure describe what is in it before it goes."""
+    """Make one that admits only what is restricted; on a failure describe what is in it before it goes."""
     namespace = Namespace(f"hearth-e2e-{suffix}-{secrets.token_hex(3)}")
     failed_before = request.session.testsfailed
     ended_well = False
     namespace.create()
+    namespace.kubectl("label", "namespace", namespace.name, "pod-security.kubernetes.io/enforce=restricted")
     try:
         yield namespace
         ended_well = True

@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from predictor.report import Happened
 from predictor.telemetry import Telemetry
@@ -48,14 +48,7 @@ REFRESH_AGAIN_S: Final = 5.0
 """The kubelet may have looked at a Secret's old contents when it was told to look."""
 
 POOL_AGAIN_S: Final = 30.0
-"""A pool's pass without a reason: what no watch tells of (deleted Secrets), and pre-warming's end."""
-
-
-class Warmer(Protocol):
-    """Keeps pools warm while somebody wishes it (prewarm.py)."""
-
-    async def look(self, pool: Pool) -> float | None:
-        """One pass; seconds until the next, None: when the pool changes. Raises KubeError."""
+"""A pool's pass without a reason: no watch tells of Secrets that were deleted."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,6 @@ class Parts:
     may_write: Callable[[], bool]
     summary: Summary
     statuses: Statuses
-    warmer: Warmer | None = None
 
 
 @dataclass(frozen=True)
@@ -243,9 +235,6 @@ class Controller(Listener):
             self.models_work.add(model)
         again_s = await self._refresh_mounts(name, books)
         await self._remark(pool)
-        if parts.warmer is not None:
-            wish_s = await parts.warmer.look(pool)
-            again_s = min(again_s, wish_s) if wish_s is not None else again_s
         return again_s if books.is_clean else self._pauses.flush_s
 
     async def _refresh_mounts(self, pool: str, books: Books) -> float:
@@ -269,11 +258,18 @@ class Controller(Listener):
 
     async def _remark(self, pool: Pool) -> None:
         """What a pool's owner should know becomes an Event, once."""
-        if pool.remark and self._remarks.get(pool.name) != pool.remark and await self.parts.announcer.allowed():
-            owner = pool.owner
-            about = {"apiVersion": owner.api_version, "kind": owner.kind, "metadata": {"name": owner.name, "uid": owner.uid}}
-            await self.parts.announcer.record(about, Occurrence("Warning", "PoolRemark", pool.remark), pool.remark)
+        if pool.remark and self._remarks.get(pool.name) != pool.remark:
             self._remarks[pool.name] = pool.remark
+            await self.announce(pool.name, Occurrence("Warning", "PoolRemark", pool.remark), pool.remark)
+
+    async def announce(self, pool: str, occurrence: Occurrence, cause: str) -> None:
+        """An Event about a pool's object; see Announcer.record."""
+        known = self.state.pools.get(pool)
+        if known is None or not await self.parts.announcer.allowed():
+            return
+        owner = known.owner
+        about = {"apiVersion": owner.api_version, "kind": owner.kind, "metadata": {"name": owner.name, "uid": owner.uid}}
+        await self.parts.announcer.record(about, occurrence, cause)
 
     # ---- models -----------------------------------------------------------------------------------------------
 
@@ -290,7 +286,10 @@ class Controller(Listener):
         )
         if not isinstance(whose, Model):
             self._drop(name)
-            return await self._stranger(name, found, whose) if whose is not None and found is not None else None
+            if isinstance(whose, Stranger) and found is not None:
+                return await self._stranger(name, found, whose)
+            self._strangers.discard(name)
+            return None
         self._strangers.discard(name)
         for pool, books in self.state.books.items():
             if pool != whose.pool and books.declare(name, None):
@@ -344,7 +343,6 @@ class Controller(Listener):
         self.parts.announcer.forget(name)
         if self.state.tracked.pop(name, None) is not None:
             self.parts.history.own(name, "deleted", "its InferenceService is gone, or is not this pool's", self._clock())
-        self._strangers.discard(name)
         for pool, books in self.state.books.items():
             if books.declare(name, None):
                 self.pools_work.add(pool, self._pauses.flush_s)

@@ -90,7 +90,7 @@ async def running(
     client = kube or fake.client(NAMESPACE, timeout_s=2.0)
     chosen = settings(**more)
     built = build(chosen, client, store, pace=BRISK, terms=TERMS)
-    jobs = [asyncio.create_task(job) for job in (*built.world.jobs(), built.controller.run(), built.leader.run())]
+    jobs = [asyncio.create_task(job) for job in (*built.jobs(), built.leader.run())]
     try:
         yield Running(built, fake, store)
         for job in jobs:

@@ -67,12 +67,13 @@ class _Standing(NamedTuple):
 
 
 class _Copies(NamedTuple):
-    """What pods say of one location."""
+    """What pods say of one location. ``proven``: one of them had it loaded, whatever became of it since."""
 
     number: int
     loaded: tuple[Told, ...]
     loading: tuple[Told, ...]
     failed: tuple[Told, ...]
+    proven: bool
 
     @property
     def state(self) -> State:
@@ -99,7 +100,7 @@ def status(  # noqa: PLR0917 - facts from six places, and the moment
 
     declared  what stands in the catalogue, written
     finding   of the present wish: what credentials or the model store say
-    told      by running pods that go by ``declared``
+    told      by running pods that go by ``declared``, of every location
     previous  as it stands in the cluster; what is not ours in it stays
     now_s     seconds since the epoch
     """
@@ -162,6 +163,19 @@ def events(model: Model, previous: Object, new: Object) -> list[Occurrence]:
     return []
 
 
+def proven(told: Sequence[Told]) -> set[int]:
+    """Numbers that have taken over, for rollout.next_declared: no pod would have to load one before it can go on answering.
+
+    A pod had it loaded; and so had every pod that now has another location of the model loaded.
+    """
+    loaded = {one.pod for one in told if one.location.state == "loaded"}
+    had: dict[int, set[str]] = {}
+    for one in told:
+        if one.location.proven or one.location.state == "loaded":
+            had.setdefault(one.location.number, set()).add(one.pod)
+    return {number for number, pods in had.items() if loaded <= pods}
+
+
 # ---- how a model stands ----------------------------------------------------------------------------------------
 
 
@@ -177,7 +191,7 @@ def _standing(
         return _undeclared(declared, finding, told)
     copies = _copies(declared.target.number, told)
     failure = _remembered(model, copies, previous) or _failed(copies, finding)
-    if not copies.loaded and failure is not None:
+    if failure is not None and not copies.loaded:
         return _blocked(declared, copies, told, failure)
     if declared.stable is not None and declared.percent > 0:
         rolling = _rolling(declared, copies, told)
@@ -213,12 +227,12 @@ def _rolling(declared: Declared, copies: _Copies, told: Sequence[Told]) -> _Stan
     """The target is on its way while a pod serves what was before; None: it is there, or no pod has either."""
     assert declared.stable is not None, f"nothing is rolled: {declared}"
     stable = _copies(declared.stable.number, told)
-    if copies.loaded:
+    if copies.proven:
         if declared.percent == ALL:
             return None
         rest = f"number {stable.number} gets the rest"
-        message = f"number {copies.number} is loaded and gets {declared.percent} % of the requests, {rest}"
-        return _Standing("Loaded", "Loaded", "UpToDate", "True", "Canary", message)
+        message = f"number {copies.number} was loaded and gets {declared.percent} % of the requests, {rest}"
+        return _Standing(_served(declared, told), copies.state, "UpToDate", "True", "Canary", message)
     if stable.state not in {"Loaded", "Loading"}:
         return None
     message = f"number {copies.number} is being loaded; number {stable.number} is served meanwhile"
@@ -251,14 +265,15 @@ def _remembered(model: Model, copies: _Copies, previous: Object) -> _Failure | N
     known = part(previous, "modelStatus", "lastFailureInfo")
     word = text(condition({"status": previous}, "PredictorReady"), "reason")
     holds = word == PERMANENT or (word == PASSING and copies.state == "Loading")
-    if copies.loaded or copies.failed or not holds or text(known, "modelRevisionName") != _revision(model, copies.number):
+    if copies.proven or copies.failed or not holds or text(known, "modelRevisionName") != _revision(model, copies.number):
         return None
     return _Failure(word, text(known, "message"), copies.number, text(known, "location"))
 
 
 def _copies(number: int, told: Sequence[Told]) -> _Copies:
     of = {state: tuple(one for one in told if one.location.number == number and one.location.state == state) for state in _TOLD}
-    return _Copies(number, of["loaded"], of["loading"], of["failed"])
+    proven = any(one.location.number == number and one.location.proven for one in told)
+    return _Copies(number, of["loaded"], of["loading"], of["failed"], proven or bool(of["loaded"]))
 
 
 def _served(declared: Declared | None, told: Sequence[Told]) -> State:

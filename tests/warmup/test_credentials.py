@@ -282,6 +282,12 @@ def test_what_cannot_be_says_why_and_what_to_do(
     assert says in found.message
 
 
+def test_entries_that_are_no_text_are_passed_over() -> None:
+    held = keys()
+    held["data"] |= {"binary": base64.b64encode(b"\xff").decode(), "broken": "?"}
+    assert variables(ANNOTATED, secrets={"mine": held}) == KEYS
+
+
 def test_whoever_verifies_nothing_needs_no_certificates() -> None:
     told = {"s3-verifyssl": "0", "s3-cabundle": "/x.pem", "s3-cabundle-configmap": "gone"}
     assert variables(ANNOTATED, secrets={"mine": keys(told)}) == {**KEYS, "S3_VERIFY_SSL": "0"}

@@ -23,6 +23,9 @@ PERMANENT: Final = "FailedToLoad"
 PASSING: Final = "LoadFailing"
 """Reasons of PredictorReady where pods could not load it: only the first is remembered when no pod tells it any more."""
 
+MAX_MESSAGE_LENGTH: Final = 1000
+"""Characters. A failure can be a page of a runtime's complaints, of which there may be thousands; an Event holds 1,024."""
+
 _OURS: Final = ("IngressReady", "PredictorReady", "Ready")
 _TOLD: Final = ("loaded", "loading", "failed")
 _BEST_FIRST: Final[tuple[State, ...]] = ("Loaded", "Loading", "Standby", "FailedToLoad")
@@ -145,7 +148,7 @@ def patch(previous: Object, new: Object) -> dict[str, Any]:
 def events(model: Model, previous: Object, new: Object) -> list[Occurrence]:
     """What happened between two statuses and is worth an Event. That a model is loaded and dropped again is not."""
     before, after = _Seen.of(previous), _Seen.of(new)
-    told = f"{model.name}: {after.message}"
+    told = _cut(f"{model.name}: {after.message}")
     if after.transition == "InvalidSpec":
         same = (before.transition, before.failure) == (after.transition, after.failure)
         return [] if same else [Occurrence("Warning", "InvalidSpec", told)]
@@ -293,10 +296,10 @@ def _meanwhile(declared: Declared | None) -> str:
 
 def _conditions(standing: _Standing, pool: Pool, previous: Object, now: str) -> list[dict[str, Any]]:
     """Ours and, untouched, everybody else's. Ready says what the others say, the worst first."""
-    predictor = {"type": "PredictorReady", "status": standing.ready, "reason": standing.word, "message": standing.message}
+    predictor = {"type": "PredictorReady", "status": standing.ready, "reason": standing.word, "message": _cut(standing.message)}
     ingress = {"type": "IngressReady", "status": pool.readiness}
     if not pool.ready:
-        ingress |= {"reason": pool.reason or "PoolNotReady", "message": f"pool {pool.name}: {pool.message}"}
+        ingress |= {"reason": pool.reason or "PoolNotReady", "message": _cut(f"pool {pool.name}: {pool.message}")}
     elif not pool.url:
         ingress |= {"status": "Unknown", "reason": "NoURL", "message": f"pool {pool.name} has no URL yet"}
     ready = {"type": "Ready", "status": "True"}
@@ -335,7 +338,7 @@ def _failure_info(model: Model, pool: Pool, standing: _Standing, previous: Objec
         failure = _Failure("RuntimeUnhealthy", pool.message, None, pool.owner.name)
     if failure is None:
         return {}
-    made = {"reason": failure.reason, "message": failure.message}
+    made = {"reason": failure.reason, "message": _cut(failure.message)}
     if failure.where:
         made["location"] = failure.where
     if failure.number is not None:
@@ -344,6 +347,10 @@ def _failure_info(model: Model, pool: Pool, standing: _Standing, previous: Objec
     same = {key: value for key, value in known.items() if key != "time"} == made
     since = text(known, "time") if same and not failure.at_s else ""
     return {"lastFailureInfo": made | {"time": since or _moment(failure.at_s or now_s)}}
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= MAX_MESSAGE_LENGTH else message[: MAX_MESSAGE_LENGTH - 3] + "..."
 
 
 def _revision(model: Model, number: int) -> str:

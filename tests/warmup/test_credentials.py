@@ -208,6 +208,16 @@ def test_an_accounts_own_annotations_count_beside_its_role_for_less_than_a_secre
     assert (without.scope, dict(without.variables)) == ("secret/a", KEYS)
 
 
+def test_what_the_pools_own_account_says_beside_its_role_is_laid_over_the_pools_variables() -> None:
+    of = account(role="arn", s3_region="eu-1")
+    found = resolved(Wish(storage_uri=URI, service_account="pool"), of=of)
+    assert isinstance(found, Resolved)
+    assert found.scope.startswith("+")
+    assert dict(found.variables) == {"AWS_DEFAULT_REGION": "eu-1"}
+    assert resolved(BARE, of=of) == Resolved(URI, "")
+    assert resolved(BARE, of=of, pool_account="default") == found
+
+
 def test_a_secret_that_rotates_keeps_its_scope() -> None:
     before, after = (resolved(ANNOTATED, secrets={"mine": keys(key_id=key_id)}) for key_id in ("old", "new"))
     assert isinstance(before, Resolved)

@@ -488,7 +488,7 @@ TOLD = st.lists(
         told,
         st.sampled_from([1, 2, 3]),
         st.sampled_from(["loading", "loaded", "failed", "standby", "unheard-of"]),
-        st.sampled_from(["", "bad"]),
+        st.sampled_from(["", "bad", "bad " * 300]),
         pod=st.sampled_from(["p", "q"]),
         permanent=st.booleans(),
     ),
@@ -537,6 +537,10 @@ def test_for_every_history(history: list[tuple[Declared | None, Checked | Invali
             assert isinstance(finding, Checked)
             assert finding.target.is_at(declared.target)
         assert list(foreign(made)) == []
+        said_of_it = [one.get("message", "") for one in made["conditions"]] + [
+            one.message for one in events(MODEL, before, made)
+        ]
+        assert max(map(len, said_of_it)) <= 1000
         before = made
 
 

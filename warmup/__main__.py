@@ -11,6 +11,8 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prometheus_client import ProcessCollector
+
 from predictor.errors import HearthError
 from predictor.telemetry import Telemetry
 from warmup.announce import Announcer
@@ -69,6 +71,7 @@ def build(
 ) -> Built:
     """Make all the objects, inside a running loop. Asks nobody anything yet. ValueError: a setting is nonsense."""
     telemetry = Telemetry(METRICS)
+    ProcessCollector(registry=telemetry.registry)  # process_resident_memory_bytes, process_cpu_seconds_total, ...
     leader = Leader(kube, settings.lease_name, settings.identity, terms=terms)
     state = State()
     pauses = Pauses(flush_s=settings.flush_s, secret_refresh_s=settings.secret_refresh_s)

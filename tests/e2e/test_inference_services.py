@@ -95,7 +95,7 @@ def usage(models: Models) -> str:
 def test_models_are_ready_at_zero(models: Models) -> None:
     """Credentials by turns: a ServiceAccount's, storage-config's, the pool's own."""
     names = [f"affine-{number:03}" for number in range(COUNT)]
-    with ThreadPoolExecutor(16) as threads:
+    with ThreadPoolExecutor(10) as threads:
         uris = list(threads.map(lambda number: models.shelf.affine(f"declared/{names[number]}", number + 2.0), range(COUNT)))
     manifests = []
     for number, (name, uri) in enumerate(zip(names, uris, strict=True)):
@@ -124,7 +124,7 @@ def test_models_are_ready_at_zero(models: Models) -> None:
     print(f"controller: {before} before, {usage(models)} after; writes: {dict(writes)}")  # noqa: T201
     assert not models.namespace.live_pods(POOL), "looking at models woke the pool"
     for status in models.statuses().values():
-        assert states(status) == ("Standby", "", "UpToDate")
+        assert states(status) == ("Standby", "Standby", "UpToDate")
         assert status["url"] == f"http://{models.host}"
         assert conditions(status) == {"Ready": "True", "PredictorReady": "True", "IngressReady": "True"}
 
@@ -180,7 +180,7 @@ def test_a_changed_model_moves_without_a_failed_request_and_a_broken_change_move
         next_uri = models.shelf.affine("declared/next", 1000.0)
         models.declare("affine-003", next_uri, 1000.0)
         eventually(lambda: changed.answers["x1000"] or None, what="an answer of the new place", timeout_s=60)
-        models.until("affine-003", "moved", lambda status: states(status) == ("Loaded", "", "UpToDate"))
+        models.until("affine-003", "moved", lambda status: states(status) == ("Loaded", "Loaded", "UpToDate"))
         old = changed.answers["x5"]
         time.sleep(LOAD_S)
         assert changed.answers["x5"] == old, "traffic went back"
@@ -197,7 +197,7 @@ def test_a_changed_model_moves_without_a_failed_request_and_a_broken_change_move
         assert changed.answers["x5"] == old
 
         models.declare("affine-003", next_uri, 1000.0)
-        models.until("affine-003", "repaired", lambda status: states(status) == ("Loaded", "", "UpToDate"))
+        models.until("affine-003", "repaired", lambda status: states(status) == ("Loaded", "Loaded", "UpToDate"))
     for pulse in (other, changed):
         pulse.check()
     print(f"\nbeside changes: {dict(other.answers)} and {dict(changed.answers)}, none failed")  # noqa: T201
@@ -225,7 +225,7 @@ def test_a_canary_shares_requests_inside_the_pool_and_is_taken_back(models: Mode
     assert set(answers) == {old, 500.0}
     assert 30 <= answers[500.0] <= 90, answers  # 60 expected; four standard deviations are 26
     models.declare(name, f"s3://{models.shelf.name}/declared/{name}", old, account=READER)
-    models.until(name, "back", lambda status: states(status) == ("Loaded", "", "UpToDate"))
+    models.until(name, "back", lambda status: states(status) == ("Loaded", "Loaded", "UpToDate"))
     assert Counter(scale_of(models.post(name, clients)) for _ in range(50)) == {old: 50}
 
 

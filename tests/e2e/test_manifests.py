@@ -16,7 +16,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from predictor.declared import CREDENTIAL_SHARDS, MODEL_SHARDS, credential_secret, model_config_map
+from predictor.declared import CREDENTIAL_SHARDS, MODEL_SHARDS, credential_file, credential_secret, model_config_map
 from tests.e2e import surroundings
 from tests.e2e.conftest import Bucket
 from tests.e2e.kubernetes import KubectlFailed, Namespace, eventually
@@ -203,6 +203,8 @@ def test_a_pool_without_kserve_answers(
 def test_a_pool_without_knative_answers(request: pytest.FixtureRequest, tmp_path: Path, bucket: Bucket) -> None:
     """A Deployment and its Service, asked through the API server's proxy."""
     with namespace_of_its_own(request, "deployment") as namespace:
+        document = f"--from-literal={credential_file(0)}=as the controller wrote it"
+        namespace.kubectl("create", "secret", "generic", credential_secret("pool", 0), document)
         patch = SMALL.format(containers="/spec/template/spec/containers")
         _apply(namespace, tmp_path, bucket, overlay="overlays/deployment", target={"kind": "Deployment"}, patch=patch)
         namespace.kubectl(
@@ -213,6 +215,8 @@ def test_a_pool_without_knative_answers(request: pytest.FixtureRequest, tmp_path
             path = f"/api/v1/namespaces/{namespace.name}/services/pool:http/proxy/v2/models/{model.name}/infer"
             told = namespace.kubectl("create", "--raw", path, "-f", str(tmp_path / "question.json"))
             assert_right(json.loads(told), model)
+        mounted = namespace.kubectl("exec", "deployment/pool", "--", "cat", f"/etc/hearth/credentials/{credential_file(0)}")
+        assert mounted == "as the controller wrote it", "the pod's user can read what is mounted"
 
 
 def test_a_gpu_pool_gets_a_gpu_with_knatives_two_features(

@@ -18,10 +18,11 @@ import uvloop
 from pydantic import ValidationError
 
 from predictor.api.http import HttpServer
-from predictor.api.pod import Pod, PodState
+from predictor.api.pod import ModelCatalogue, Pod, PodState
 from predictor.boot import Booted, boot
 from predictor.cache import Cache
 from predictor.catalogue import Catalogue
+from predictor.declarations import Declarations
 from predictor.errors import HearthError
 from predictor.hops import Hops
 from predictor.model import Tier
@@ -31,6 +32,7 @@ from predictor.policy.eviction import Rules
 from predictor.policy.ledger import Ledger
 from predictor.policy.residency import RAM, Place
 from predictor.profiles import Profiles
+from predictor.rollout import Rollout
 from predictor.settings import Settings
 from predictor.telemetry import Batches, Telemetry, Timeline
 from predictor.tiers.budgets import NoBudget, budgets, memory_limit
@@ -38,7 +40,7 @@ from predictor.tiers.device import Placement, WorkerDevice
 from predictor.tiers.disk import Disk
 from predictor.tiers.ram import SharedMemory
 from predictor.tiers.slabs import AHEAD_BYTES, SlabPool
-from predictor.tiers.store import S3Store
+from predictor.tiers.store import Stores
 from predictor.workers.dispatch import Dispatcher
 from predictor.workers.worker import Worker
 
@@ -63,6 +65,9 @@ def run(booted: Booted) -> int:
         settings = Settings()
     except ValidationError as error:
         for fault in error.errors():
+            if not fault["loc"]:  # of several settings together
+                print(f"hearth serve: {fault['msg'].removeprefix('Value error, ')}", file=sys.stderr)  # noqa: T201
+                continue
             name = str(fault["loc"][0])
             print(f"hearth serve: --{name.replace('_', '-')} (HEARTH_{name.upper()}): {fault['msg']}", file=sys.stderr)  # noqa: T201
         return 2
@@ -79,11 +84,13 @@ class Parts(NamedTuple):
     """Everything that has an end."""
 
     pod: Pod
-    store: S3Store
+    stores: Stores
     ram: SharedMemory
     disk: Disk | None
     profiles: Profiles
     catalogue: Catalogue
+    rollout: Rollout
+    declarations: Declarations
     workers: tuple[Worker, ...]
 
 
@@ -92,7 +99,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     loop = asyncio.get_running_loop()
     telemetry, timeline = Telemetry(), Timeline()
     timeline.mark("listening", booted.listening_s)
-    store = S3Store.from_environment(
+    stores = Stores.from_environment(
         settings,
         on_request=lambda operation, status: telemetry.counter("hearth_store_requests_total", operation, status).inc(),
         on_bytes=telemetry.counter("hearth_fetched_bytes_total").inc,
@@ -101,12 +108,12 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     bytes_of = budgets(settings, booted.kind)
     # Memory that the container was given is nobody else's: all of it may be touched before it is needed.
     pool = SlabPool(bytes_of[RAM], ahead_bytes=AHEAD_BYTES if memory_limit() is None else bytes_of[RAM])
-    ram = SharedMemory(store, pool)
-    catalogue = Catalogue.from_settings(settings, store)
+    ram = SharedMemory(lambda spec: stores.at(spec.bucket, spec.scope), pool)
+    catalogue = Catalogue.from_settings(settings, stores)
     passage = Passage(PASSAGE_SHARE * settings.max_body_bytes_in_flight, "requests")
     rules = Rules(settings.min_residency_s, settings.idle_ttl_s or math.inf, settings.tenant_floors)
     ledger = Ledger({**bytes_of, RAM: pool.size_bytes}, Demand(), rules)
-    disk = _disk(settings, telemetry, store.origin)
+    disk = _disk(settings, telemetry)
     copies = settings.cpu_copy or booted.kind == "cuda"
     placement = Placement(copies, pool.slab_bytes, disk.disk_bytes if disk is not None else None)
     profiles = _profiles(settings, booted.kind, placement, bytes_of)
@@ -149,10 +156,12 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         max_waiting=settings.max_waiting,
         max_queued=settings.max_queued_per_model,
     )
+    rollout, declarations = _declared(settings, catalogue, cache, stores)
     pod = Pod(
         settings=settings,
         name=settings.pod or os.environ.get("HOSTNAME") or socket.gethostname(),
-        catalogue=catalogue,
+        catalogue=rollout,
+        declarations=declarations,
         cache=cache,
         telemetry=telemetry,
         timeline=timeline,
@@ -163,7 +172,21 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     _watch(telemetry, cache, dispatchers)
     telemetry.gauge("hearth_pool_touched_bytes").set_function(lambda: pool.touched_bytes)
     telemetry.gauge("hearth_disk_degraded").set_function(lambda: bool(pod.disk_degraded()))
-    return Parts(pod, store, ram, disk, profiles, catalogue, workers)
+    return Parts(pod, stores, ram, disk, profiles, catalogue, rollout, declarations, workers)
+
+
+def _declared(settings: Settings, catalogue: Catalogue, cache: Cache, stores: Stores) -> tuple[Rollout, Declarations]:
+    """What a controller declares, and what follows from it."""
+    rollout = Rollout(
+        catalogue,
+        cache,
+        stores,
+        settings.namespace,
+        settings.trust == "code",
+        timeout_s=settings.fetch_deadline_s + settings.build_timeout_s,
+    )
+    models, credentials = (Path(told) if told else None for told in (settings.declared_path, settings.credentials_path))
+    return rollout, Declarations(models, credentials, rollout.declare, rollout.declare_scopes)
 
 
 def _runtime(kind: str) -> str:
@@ -193,13 +216,12 @@ def _dispatchers(settings: Settings, telemetry: Telemetry, workers: Sequence[Wor
     ]
 
 
-def _disk(settings: Settings, telemetry: Telemetry, origin: str) -> Disk | None:
+def _disk(settings: Settings, telemetry: Telemetry) -> Disk | None:
     """The disk tier; None: it is not wanted."""
     if not settings.disk_path:
         return None
     return Disk(
         Path(settings.disk_path),
-        origin=origin,
         on_written=telemetry.counter("hearth_disk_bytes_total", "written").inc,
         on_read=telemetry.counter("hearth_disk_bytes_total", "read").inc,
     )
@@ -215,12 +237,14 @@ async def _serve(settings: Settings, booted: Booted) -> int:
         log.error("%s", error)  # noqa: TRY400 (the sentence tells; the traceback does not)
         return 2
     pod = parts.pod
+    parts.declarations.read()
+    watching = asyncio.create_task(parts.declarations.watch(), name="declarations")
     await _adopt(parts)
     adopting = asyncio.create_task(_adopt_later(parts), name="adopt")
     for name in settings.pin:
         pod.cache.pin(name)
     wanted = dict.fromkeys((*settings.pin, *settings.preload))
-    preloading = asyncio.create_task(_preload(wanted, parts.catalogue, pod.cache), name="preload")
+    preloading = asyncio.create_task(_preload(wanted, parts.rollout, pod.cache), name="preload")
     for worker in parts.workers:
         await worker.start()
     inference, admin = HttpServer.inference(pod), HttpServer.admin(pod)
@@ -229,7 +253,7 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     pod.state = PodState.SERVING
     log.info(
         "serving %s on http://%s:%d, admin port %d; budgets: %s",
-        settings.models,
+        settings.models or "declared models",
         *booted.inference.getsockname()[:2],
         booted.admin.getsockname()[1],
         ", ".join(f"{place} {size_bytes / 1e6:.0f} MB" for place, size_bytes in pod.cache.ledger.budgets.items()),
@@ -238,14 +262,15 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     await stopping.wait()
     log.info("draining: %d requests in flight, at most %.0f s", pod.in_flight, settings.drain_timeout_s)
     pod.state = PodState.DRAINING
-    preloading.cancel()
-    adopting.cancel()
+    for task in (preloading, adopting, watching):
+        task.cancel()
     await inference.drain(settings.drain_timeout_s)
     await admin.drain(1.0)
     await asyncio.gather(*(worker.stop(5.0) for worker in parts.workers))
+    await parts.rollout.close()
     await pod.cache.close()
     await parts.catalogue.close()
-    await parts.store.close()
+    await parts.stores.close()
     if parts.disk is not None:
         await parts.disk.close()
     parts.ram.close()
@@ -270,7 +295,7 @@ async def _adopt_later(parts: Parts) -> None:
         await _adopt(parts)
 
 
-async def _preload(names: Iterable[str], catalogue: Catalogue, cache: Cache) -> None:
+async def _preload(names: Iterable[str], catalogue: ModelCatalogue, cache: Cache) -> None:
     """Queue the models an operator or controller wants at start, most wanted first."""
     for name in names:
         try:

@@ -158,11 +158,15 @@ class Cache:
         refs = {copy.ref for copy in self.ledger.copies() if copy.ref.name == name and copy.place != DISK}
         for ref in refs:
             self.chronicle.touch(ref).unloaded = True
-            self._carry_out(self.ledger.unload(ref, self.clock()))
+            self.retire(ref)
         while any(self.ledger.books.is_draining(ref) for ref in refs):
             self._gone.clear()
             await self._gone.wait()
         return bool(refs)
+
+    def retire(self, ref: ModelRef) -> None:
+        """Drop what nobody can ask for any more from RAM and devices, once the requests that use it ended."""
+        self._carry_out(self.ledger.unload(ref, self.clock()))
 
     def pin(self, name: str) -> None:
         """Never drop a copy of any version of ``name`` for another model."""
@@ -193,8 +197,6 @@ class Cache:
                 task.cancel()
             self._tasks.clear()
             await asyncio.wait(tasks)
-
-    # ---- questions -------------------------------------------------------------------------------------------
 
     def history(self, ref: ModelRef) -> History:
         """What is remembered of a model; an empty History where nothing is."""
@@ -397,8 +399,6 @@ class Cache:
                 self._carry_out(self.ledger.measured(spec.ref, need, self.clock()))
                 return
 
-    # ---- small print -----------------------------------------------------------------------------------------
-
     def _admit(self, spec: ModelSpec, elements: int = 0) -> Footprint:
         need = self.profiles.need(spec, elements)
         room = self.ledger.too_large(need)
@@ -407,7 +407,7 @@ class Cache:
         return need
 
     def _give_up(self, ticket: int, waiter: Waiter) -> None:
-        """The waiter's task ends without its lease: by deadline, by cancellation, or by a refusal."""
+        """The waiter's task ends without its lease."""
         if self._waiters.pop(ticket, None) is not None:
             self._carry_out(self.ledger.leave(ticket, waiter.ref, self.clock()))
             self._tidy(waiter.ref)

@@ -1,7 +1,8 @@
 """Every model that can be asked for: names to specs, from listings that are remembered and read again behind requests.
 
-``known`` is the hot path: one dictionary look-up. ``resolve`` is what a name costs that was never asked before.
-What stays out: which version is served (reader.py), what its files mean (repository.py).
+``known`` is the hot path: one dictionary look-up. ``resolve`` is what a name costs that was never asked before. Names are
+those of a repository's folders; beside them stand the keys of places that somebody declared (rollout.py), which look like
+no name. What stays out: which version is served (reader.py), what its files mean (repository.py).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from predictor.model import ModelSpec
 from predictor.reader import Found, Reader, Snapshot, Watch
 from predictor.repository import Source
 from predictor.settings import Settings
-from predictor.tiers.store import ModelStore, S3Store
+from predictor.tiers.store import ModelStore, Stores
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class Refused(NamedTuple):
 class Catalogue:
     """What exists. Belongs to one event loop.
 
+    store, source  the repository; both None: there is none, and every name is unknown
     settle_s       age of the newest object from which a version without hearth.json counts as complete
     unknown_ttl_s  how long an unknown or invalid model is remembered as such
     refresh_s      age from which a listing is read again
@@ -69,17 +71,17 @@ class Catalogue:
     def __init__(
         self,
         *,
-        store: ModelStore,
-        source: Source,
+        store: ModelStore | None,
+        source: Source | None,
         settle_s: float,
         unknown_ttl_s: float,
         refresh_s: float,
         clock: Callable[[], float] = time.monotonic,
         max_models: int = MAX_MODELS,
     ) -> None:
-        self._store = store
-        self._source = source
-        self._reader = Reader(store, source, settle_s, clock)
+        self._root = Reader(store, source, settle_s, clock) if store is not None and source is not None else None
+        self._declared: dict[str, Reader] = {}
+        self._settle_s = settle_s
         self._unknown_ttl_s = unknown_ttl_s
         self._refresh_s = refresh_s
         self._clock = clock
@@ -93,11 +95,15 @@ class Catalogue:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @classmethod
-    def from_settings(cls, settings: Settings, store: S3Store) -> Catalogue:
-        """As the settings say."""
+    def from_settings(cls, settings: Settings, stores: Stores) -> Catalogue:
+        """As the settings say. StoreRefused: the AWS variables are nonsense."""
+        store = source = None
+        if settings.models:
+            store = stores.at(settings.bucket)
+            source = Source(settings.namespace, store.origin, settings.bucket, settings.prefix, settings.trust == "code")
         return cls(
             store=store,
-            source=Source(settings.namespace, store.origin, settings.bucket, settings.prefix, settings.trust == "code"),
+            source=source,
             settle_s=settings.settle_s,
             unknown_ttl_s=settings.unknown_ttl_s,
             refresh_s=settings.refresh_s,
@@ -139,15 +145,39 @@ class Catalogue:
 
     async def names(self) -> tuple[str, ...]:
         """Every folder at the root of the repository that could be a model's, at most ``refresh_s`` old."""
+        if self._root is None:
+            return ()
         if self._named_s is not None and self._clock() - self._named_s < self._refresh_s:
             return self._names
         if self._naming is None:
-            self._naming = self._spawn(self._list_names(), "list names")
+            self._naming = self._spawn(self._list_names(self._root), "list names")
         return _told(await asyncio.shield(self._naming))
 
     def forget(self, name: str) -> None:
         """Its objects are not what was listed any more (ObjectChanged): who asks next makes a new listing."""
         self._entries.pop(name, None)
+
+    def declare(self, key: str, store: ModelStore, source: Source) -> None:
+        """A single model's place, known by ``key`` from now on: its name, a line break, and what tells its places apart."""
+        self._declared[key] = Reader(store, source, self._settle_s, self._clock)
+        self._forget_all(key)
+
+    def withdraw(self, key: str) -> tuple[ModelSpec, ...]:
+        """Forget a declared place. Returns what was known of it."""
+        self._declared.pop(key, None)
+        entry = self._entries.get(key)
+        self._forget_all(key)
+        return tuple(entry.specs.values()) if entry is not None else ()
+
+    def specs(self, key: str) -> tuple[ModelSpec, ...]:
+        """What is known of a name or a declared place; nothing is looked up, nothing renewed."""
+        entry = self._entries.get(key)
+        return tuple(entry.specs.values()) if entry is not None else ()
+
+    def _forget_all(self, key: str) -> None:
+        self._entries.pop(key, None)
+        for refused in [refused for refused in self._refused if refused[0] == key]:
+            del self._refused[refused]
 
     async def close(self) -> None:
         """Stop everything that runs."""
@@ -163,7 +193,7 @@ class Catalogue:
         """Errors are returned, not raised: each of those who wait gets one of its own."""
         name, version = key
         try:
-            found = await self._reader.when_complete(name, version)
+            found = await self._found(name, version)
         except HearthError as error:
             refusal = _copy(error)
             if isinstance(error, (UnknownModel, InvalidModel, TrustRequired)):
@@ -178,15 +208,32 @@ class Catalogue:
                 self._entries.popitem(last=False)
         entry.specs[version] = found.spec
         if version is None:
-            _tell(name, entry, found.passed_over)
+            _tell(_shown(name), entry, found.passed_over)
         return found.spec
 
+    async def _found(self, name: str, version: int | None) -> Found:
+        """As the reader finds it; once more where the place was declared anew meanwhile."""
+        while True:
+            reader = self._declared.get(name, self._root)
+            if reader is None or (reader is self._root and "\n" in name):
+                raise UnknownModel(f"model {_shown(name)} is not declared any more")
+            try:
+                found = await reader.when_complete(_shown(name), version)
+            except HearthError:
+                if reader is self._declared.get(name, self._root):
+                    raise
+            else:
+                if reader is self._declared.get(name, self._root):
+                    return found
+
     def _check_refused(self, name: str, version: int | None) -> None:
-        if not repository.is_name(name):
+        if name not in self._declared and not repository.is_name(name):
             raise UnknownModel(
                 f"no model can be called {name[:64]!a}: "
                 f"a name is 1 to {repository.MAX_NAME_LENGTH} printable characters without slashes"
             )
+        if name not in self._declared and self._root is None:
+            raise UnknownModel(f"there is no model {name}: none is declared under this name")
         for key in {(name, version), (name, None)}:
             refused = self._refused.get(key)
             if refused is None:
@@ -202,10 +249,10 @@ class Catalogue:
         if len(self._refused) > MAX_REFUSED:
             self._refused.popitem(last=False)
 
-    async def _list_names(self) -> tuple[str, ...] | HearthError:
-        prefix = self._source.prefix
+    async def _list_names(self, root: Reader) -> tuple[str, ...] | HearthError:
+        prefix = root.source.prefix
         try:
-            listing = await self._store.listing(prefix, folders=True)
+            listing = await root.store.listing(prefix, folders=True)
         except HearthError as error:
             return _copy(error)
         finally:
@@ -220,24 +267,29 @@ class Catalogue:
     async def _refresh(self, name: str, entry: Entry) -> None:
         """Read the listing again: what is new follows, what is gone goes, what cannot be told stays as it was."""
         trouble: HearthError | None = None
+        reader = self._declared.get(name) or self._root
+        if reader is None:  # withdrawn at this very moment
+            return
         try:
-            snapshot = await self._reader.look(name)
+            snapshot = await reader.look(_shown(name))
             for wanted in tuple(entry.specs):
-                trouble = await self._renew(name, wanted, snapshot, entry) or trouble
+                trouble = await self._renew(reader, name, wanted, snapshot, entry) or trouble
         except HearthError as error:
             trouble = error
         finally:
             entry.refreshing = False
             entry.checked_s = self._clock()
-        _tell(name, entry, trouble)
+        _tell(_shown(name), entry, trouble)
         if not entry.specs and self._entries.get(name) is entry:
             del self._entries[name]
 
-    async def _renew(self, name: str, wanted: int | None, snapshot: Snapshot, entry: Entry) -> HearthError | None:
+    async def _renew(
+        self, reader: Reader, name: str, wanted: int | None, snapshot: Snapshot, entry: Entry
+    ) -> HearthError | None:
         """One spec of an entry. Returns what is wrong; None: nothing."""
         old = entry.specs[wanted]
         try:
-            found = await self._reader.choose(name, wanted, snapshot, Watch())
+            found = await reader.choose(_shown(name), wanted, snapshot, Watch())
         except UnknownModel as error:
             log.info("model %s is gone from the model store", old.ref)
             del entry.specs[wanted]
@@ -257,6 +309,11 @@ class Catalogue:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _shown(key: str) -> str:
+    """A declared place by its model's name."""
+    return key.partition("\n")[0]
 
 
 def _tell(name: str, entry: Entry, trouble: HearthError | None) -> None:

@@ -6,7 +6,9 @@ Bounded in models and in events per model. What stays out: what to make of it (w
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
@@ -20,11 +22,14 @@ from predictor.model import ModelRef, ModelSpec
 from predictor.policy.batching import Terms
 from predictor.policy.churn import Alarm
 from predictor.policy.residency import DISK, Cause, Place
-from predictor.report import Event
+from predictor.report import Event, Happened
 from predictor.tiers.disk_files import DiskFault
 from predictor.wire import Loaded
 
 log = logging.getLogger(__name__)
+
+JOURNAL: Final = 4096
+"""Events of all models that are kept for a controller, which asks every second and remembers longer."""
 
 REMEMBERED_MODELS: Final = 100_000
 """Models whose schema, last failure and load time are kept while they are not resident."""
@@ -41,6 +46,8 @@ class Chronicle:
     wall_clock: Callable[[], float]
     residents: Callable[[], Collection[ModelRef]]
     _histories: dict[ModelRef, History] = field(default_factory=dict)
+    _journal: deque[Happened] = field(default_factory=lambda: deque(maxlen=JOURNAL))
+    _happened: int = 0
     _churning: set[Place] = field(default_factory=set)
 
     def get(self, ref: ModelRef) -> History | None:
@@ -81,8 +88,7 @@ class Chronicle:
 
     def note(self, ref: ModelRef, what: str, place: Place, *, seconds: float = 0.0, cause: str = "") -> None:
         """Something happened to one copy."""
-        event = Event(self.wall_clock(), what, str(place), ref.version, seconds=seconds, cause=cause)
-        self.touch(ref).events.append(event)
+        self._add(ref, Event(self.wall_clock(), what, str(place), ref.version, seconds=seconds, cause=cause))
 
     def failed(self, ref: ModelRef, place: Place, error: BaseException) -> HearthError:
         """A transfer failed or was stopped. Returns what whoever waited for it is told."""
@@ -117,10 +123,10 @@ class Chronicle:
             rate_per_s=cause.rate_per_s,
             other_rate_per_s=cause.newcomer_rate_per_s,
         )
-        self.touch(ref).events.append(event)
+        self._add(ref, event)
         if cause.newcomer is not None and cause.newcomer != ref:
             mirrored = msgspec.structs.replace(event, what="pushed out", version=cause.newcomer.version, other=str(ref))
-            self.touch(cause.newcomer).events.append(mirrored)
+            self._add(cause.newcomer, mirrored)
 
     def note_churn(self, place: Place, alarm: Alarm | None) -> None:
         """Log when models begin to push each other out in circles, and when they stop."""
@@ -130,6 +136,16 @@ class Chronicle:
         elif alarm is None and place in self._churning:
             self._churning.remove(place)
             log.info("%s: models no longer push each other out in circles", place)
+
+    def since(self, number: int) -> tuple[Happened, ...]:
+        """What happened after event ``number``, as far as the journal reaches back; 0: all of it."""
+        new = itertools.takewhile(lambda happened: happened.number > number, reversed(self._journal))
+        return tuple(reversed(tuple(new)))
+
+    def _add(self, ref: ModelRef, event: Event) -> None:
+        self.touch(ref).events.append(event)
+        self._happened += 1
+        self._journal.append(Happened(self._happened, ref.name, event))
 
     def why(self, name: str) -> tuple[Event, ...]:
         """What happened to every version of ``name``, oldest first."""

@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["serve"]:
         return _serve(arguments)
+    if arguments[:1] == ["controller"]:
+        return _controller(arguments)
     given = _parser().parse_args(arguments)
     try:
         return int(given.run(given))
@@ -60,8 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    # Only for the list in `hearth --help`: main() has handed `serve` over before this parser is asked.
+    # Only for the list in `hearth --help`: main() has handed these two over before this parser is asked.
     commands.add_parser("serve", help="serve the models below an S3 prefix", add_help=False)
+    commands.add_parser("controller", help="own the model InferenceServices of a namespace", add_help=False)
 
     demo = commands.add_parser("demo", help="see it work on this machine: 24 models, a device that holds six")
     demo.add_argument("--keep", action="store_true", help="leave the server running until Ctrl-C")
@@ -161,6 +164,15 @@ def _serve(arguments: list[str]) -> int:
     from predictor import boot  # noqa: PLC0415
 
     return boot.serve(arguments[1:])
+
+
+def _controller(arguments: list[str]) -> int:
+    try:
+        from warmup.__main__ import main as control  # noqa: PLC0415
+    except ModuleNotFoundError as missing:
+        print(f"hearth controller: {missing.name} is not installed: pip install 'hearth[controller]'", file=sys.stderr)
+        return 1
+    return control(arguments[1:])
 
 
 def _demo(given: argparse.Namespace) -> int:

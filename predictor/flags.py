@@ -37,6 +37,8 @@ class Flag(NamedTuple):
 
 SERVE_FLAGS: Final = (
     Flag("models", str, "S3_URL"),
+    Flag("declared_path", str, "FOLDER"),
+    Flag("credentials_path", str, "FOLDER"),
     Flag("host", str, "ADDRESS"),
     Flag("port", int, "PORT"),
     Flag("admin_port", int, "PORT"),

@@ -134,6 +134,8 @@ class ModelSpec:
     """What a model is and needs; made by the catalogue, the same for every part that handles it.
 
     bucket           where the files are
+    scope            which declared credentials they are read with; "": the pool's own
+    origin           which bucket of which server that is
     inputs, outputs  the schema of hearth.json; empty where nobody declared one
     parameters_json  the manifest's ``parameters`` object as JSON text (hashable, crosses processes as it is);
                      "" where the manifest has none: a builder then gets config.json
@@ -160,6 +162,8 @@ class ModelSpec:
     max_concurrency: int | None = None
     max_queued: int | None = None
     tenant: str = ""
+    scope: str = ""
+    origin: str = ""
 
     def layout(self) -> tuple[Placed, ...]:
         """The files one after another, each on a page of its own: an arena's contents."""

@@ -102,10 +102,23 @@ class Reader:
         )
 
     async def look(self, name: str) -> Snapshot:
-        """One listing, of exactly ``prefix/name/``: ``model1`` is no part of ``model10``."""
-        folder = f"{self.source.prefix}{name}/"
+        """One listing, of exactly ``prefix/name/``: ``model1`` is no part of ``model10``.
+
+        Of a declared model's key: as a folder, or as the one object it is.
+        """
+        source = self.source
+        if source.key is None:
+            folder = f"{source.prefix}{name}/"
+            listing = await self.store.listing(folder)
+            return Snapshot(repository.versions(name, folder, listing), listing.date_s)
+        if source.key.endswith(".onnx"):
+            listing = await self.store.listing(source.key)
+            found = repository.single(name, source.key, listing, source.number)
+            if found:
+                return Snapshot(found, listing.date_s)
+        folder = f"{source.key}/" if source.key else ""
         listing = await self.store.listing(folder)
-        return Snapshot(repository.versions(name, folder, listing), listing.date_s)
+        return Snapshot(repository.versions(name, folder, listing, source.number), listing.date_s)
 
     async def choose(self, name: str, wanted: int | None, snapshot: Snapshot, watch: Watch) -> Found | TooYoung:
         """The version wanted; None: the highest that is complete, past those that lack something.
@@ -136,7 +149,7 @@ class Reader:
     def _candidates(self, name: str, wanted: int | None, snapshot: Snapshot) -> Sequence[Version]:
         versions = snapshot.versions
         if not versions:
-            raise UnknownModel(f"there is no model {name} in s3://{self.source.bucket}/{self.source.prefix}")
+            raise UnknownModel(f"there is no model {name} in {self.source.where}")
         if wanted is None:
             return [versions[number] for number in sorted(versions, reverse=True)]
         if wanted not in versions:

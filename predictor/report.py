@@ -121,14 +121,15 @@ class Why(msgspec.Struct, frozen=True):
 
 
 class LocationReport(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How one location of a declared model fares in a pod. One that neither came up nor failed is left out: it stands by.
+    """How one location of a declared model fares in a pod. One that was never tried there is left out: it stands by.
 
     number     see declared.Location
+    state      ``loading``, ``loaded``, ``failed`` or ``standby`` (it was loaded, and made room for others)
     version    what answers call it (Hearth-Version); 0 until it is known
-    state      ``loading``, ``loaded`` or ``failed``
     failure    of ``failed``: what went wrong
     permanent  of ``failed``: asking again cannot help, somebody has to change something
     at_s       moment of the failure, seconds since the epoch
+    proven     it was loaded in this pod at least once
     """
 
     number: int
@@ -137,6 +138,7 @@ class LocationReport(msgspec.Struct, frozen=True, omit_defaults=True):
     failure: str = ""
     permanent: bool = False
     at_s: float = 0.0
+    proven: bool = False
 
 
 class DeclaredReport(msgspec.Struct, frozen=True):

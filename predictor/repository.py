@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from predictor import checksums
@@ -20,6 +20,7 @@ from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
 from predictor.tiers.s3_listing import Listing, ObjectInfo
 
 MAX_NAME_LENGTH: Final = 253
+MODEL_ONNX: Final = "model.onnx"
 
 # As Triton reads its repository: folders whose names are no number, or begin with a zero, are no versions.
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,17}")
@@ -28,11 +29,17 @@ _SERVED: Final = "served are onnx (model.onnx) and pytorch (model.safetensors an
 
 
 class Source(NamedTuple):
-    """Where a repository is, and who may bring what.
+    """Where models are, and who may bring what: a repository of many, or the place of a single declared one.
 
     origin       the server and bucket, as told by the store
-    prefix       "" or ending in a slash
+    prefix       "" or ending in a slash: the models are the folders below it
     trusts_code  whether models may bring Python code
+    scope        which declared credentials it is read with; "": the pool's own
+    key          the one model's folder, with or without a version level, or its only file; None: a repository
+    number       the one model's version, where neither its folder nor a level below tells one
+    format       as its declaration says; "": it does not
+    tenant       the same, before what hearth.json says
+    priority     the same
     """
 
     namespace: str
@@ -40,6 +47,17 @@ class Source(NamedTuple):
     bucket: str
     prefix: str
     trusts_code: bool
+    scope: str = ""
+    key: str | None = None
+    number: int = 1
+    format: str = ""
+    tenant: str = ""
+    priority: str = ""
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"s3://{self.bucket}/{self.prefix if self.key is None else self.key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +106,11 @@ def is_name(name: str) -> bool:
     return 0 < len(name) <= MAX_NAME_LENGTH and name.isprintable() and name not in {".", ".."} and not set(name) & {"/", "\\"}
 
 
-def versions(name: str, folder: str, listing: Listing) -> dict[int, Version]:
-    """The versions that ``folder`` (ending in a slash) holds; those without a version level are version 1. Empty: no model.
+def versions(name: str, folder: str, listing: Listing, number: int | None = None) -> dict[int, Version]:
+    """The versions that ``folder`` ("" or ending in a slash) holds. Empty: no model.
+
+    number  of a declared model: its version where there is no version level and the folder is not called like one itself;
+            None: a repository's models without a version level are version 1
 
     Keys that are no plain relative paths make their version invalid, not its neighbours: see ``resolve``.
     """
@@ -105,7 +126,17 @@ def versions(name: str, folder: str, listing: Listing) -> dict[int, Version]:
             numbered.setdefault(int(level), {})[rest] = entry
     if numbered:
         return {number: Version(name, number, f"{folder}{number}/", objects) for number, objects in numbered.items()}
-    return {1: Version(name, 1, folder, direct)} if direct else {}
+    if not direct:
+        return {}
+    last = folder.removesuffix("/").rpartition("/")[2]
+    told = 1 if number is None else int(last) if _VERSION.fullmatch(last) else number
+    return {told: Version(name, told, folder, direct)}
+
+
+def single(name: str, key: str, listing: Listing, number: int) -> dict[int, Version]:
+    """A model that is the one object ``key``, an ONNX file of any name. Empty: there is no such object."""
+    entry = next((entry for entry in listing.objects if entry.key == key), None)
+    return {number: Version(name, number, key.rpartition("/")[0] + "/", {MODEL_ONNX: entry})} if entry is not None else {}
 
 
 def resolve(version: Version, manifest: Manifest | None, source: Source, settle_s: float) -> Resolved:
@@ -118,8 +149,14 @@ def resolve(version: Version, manifest: Manifest | None, source: Source, settle_
     _check_paths(version, source.bucket)
     said = manifest or Manifest()
     where = f"s3://{source.bucket}/{version.folder}"
+    if said.format and source.format and said.format != source.format:
+        raise InvalidModel(
+            f"{where}{hearth_json.NAME} says format {said.format[:64]!a}, the InferenceService says {source.format!a}: "
+            "say the same, or leave one out"
+        )
+    version = _with_model_onnx(version)
     try:
-        format_ = _format(version, said, where)
+        format_ = _format(version, said.format or source.format, said, where)
         chosen = _chosen(version, said, format_, where)
     except _Incomplete as lack:
         return Resolved(None, str(lack), _eligible_s(version.objects.values(), settle_s))
@@ -131,8 +168,10 @@ def resolve(version: Version, manifest: Manifest | None, source: Source, settle_
     entries = [version.objects[file.path] for file in chosen]
     written = version.manifest
     identity = [*entries, written] if written is not None else entries
+    # Read with other credentials it is another model to every tier: nobody is served what theirs could not read.
+    places = [source.origin, source.bucket, *([source.scope] if source.scope else ())]
     spec = ModelSpec(
-        ref=ModelRef(source.namespace, version.name, version.number, _digest([source.origin, source.bucket], identity)[:16]),
+        ref=ModelRef(source.namespace, version.name, version.number, _digest(places, identity)[:16]),
         format=format_,
         bucket=source.bucket,
         files=chosen,
@@ -142,10 +181,12 @@ def resolve(version: Version, manifest: Manifest | None, source: Source, settle_
         max_batch_size=said.max_batch_size,
         max_delay_s=said.max_delay_s,
         weight=said.weight,
-        priority=said.priority,
+        priority=source.priority or said.priority,
         max_concurrency=said.max_concurrency,
         max_queued=said.max_queued,
-        tenant=said.tenant,
+        tenant=source.tenant or said.tenant,
+        scope=source.scope,
+        origin=source.origin,
     )
     if written is None:
         return Resolved(spec, "", _eligible_s(version.objects.values(), settle_s))
@@ -173,14 +214,26 @@ def _is_plain(path: str) -> bool:
     return not {"", ".", ".."} & set(parts) and "\\" not in path and "\x7f" not in path and min(path, default="") >= " "
 
 
-def _format(version: Version, said: Manifest, where: str) -> ModelFormat:
-    if said.format:
+def _with_model_onnx(version: Version) -> Version:
+    """An exporter's own name for the only .onnx file of a folder does as well as ``model.onnx``."""
+    if MODEL_ONNX in version.objects or version.manifest is not None:
+        return version
+    found = [path for path in version.objects if path.endswith(".onnx") and "/" not in path]
+    if len(found) != 1:
+        return version
+    objects = {MODEL_ONNX if path == found[0] else path: entry for path, entry in version.objects.items()}
+    return replace(version, objects=objects)
+
+
+def _format(version: Version, told: str, said: Manifest, where: str) -> ModelFormat:
+    """``told``: what the manifest or the declaration says."""
+    if told:
         try:
-            return ModelFormat(said.format)
+            return ModelFormat(told)
         except ValueError:
-            raise InvalidModel(f"{where}{hearth_json.NAME}: format {said.format[:64]!a} is not served; {_SERVED}") from None
+            raise InvalidModel(f"{where}{hearth_json.NAME}: format {told[:64]!a} is not served; {_SERVED}") from None
     present = version.objects.keys() | {file.path for file in said.files}
-    is_pytorch, is_onnx = {"model.safetensors", "model.py"} <= present, "model.onnx" in present
+    is_pytorch, is_onnx = {"model.safetensors", "model.py"} <= present, MODEL_ONNX in present
     if is_pytorch and is_onnx:
         raise InvalidModel(f"{where} holds a PyTorch and an ONNX model: name one as `format` in {hearth_json.NAME}")
     if is_pytorch:
@@ -244,11 +297,11 @@ def _file(said: ManifestFile, entry: ObjectInfo) -> FileSpec:
 
 def _is_onnx_file(path: str) -> bool:
     """The model, and weights kept beside it under the names that exporters give them."""
-    return path == "model.onnx" or path.endswith((".data", ".onnx_data"))
+    return path == MODEL_ONNX or path.endswith((".data", ".onnx_data"))
 
 
 _NEEDED: Final[dict[ModelFormat, tuple[str, ...]]] = {
-    ModelFormat.ONNX: ("model.onnx",),
+    ModelFormat.ONNX: (MODEL_ONNX,),
     ModelFormat.PYTORCH: ("model.safetensors", "model.py"),
 }
 _WANTED: Final[dict[ModelFormat, Callable[[str], bool]]] = {

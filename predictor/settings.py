@@ -5,9 +5,9 @@ S3 is configured as boto3 users know it (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -16,7 +16,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="HEARTH_", frozen=True, extra="ignore")
 
-    models: str = Field(description="Where models come from: s3://bucket or s3://bucket/prefix.", pattern=r"^s3://[^/]+(/.*)?$")
+    models: str = Field(
+        "",
+        description="Where models come from: s3://bucket or s3://bucket/prefix. Not needed where a controller declares them.",
+        pattern=r"^(s3://[^/]+(/.*)?)?$",
+    )
+    declared_path: str = Field("", description="Folder of the models that a controller declares (mounted ConfigMaps).")
+    credentials_path: str = Field("", description="Folder of the credentials that they are read with (mounted Secrets).")
     namespace: str = Field("default", description="The namespace this pool serves; part of every model's identity.")
     pod: str = Field("", description="This pod's name in Hearth-Pod and in logs; the host name when empty.")
     host: str = Field("127.0.0.1", description="Address to listen on. Containers set 0.0.0.0.")
@@ -135,6 +141,12 @@ class Settings(BaseSettings):
         if any(not 0 <= share <= 1 for share in floors.values()) or sum(floors.values()) > 1:
             raise ValueError("shares are between 0 and 1, and together at most 1")
         return floors
+
+    @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        if not self.models and not self.declared_path:
+            raise ValueError("say where models come from: --models s3://BUCKET/PREFIX (HEARTH_MODELS)")
+        return self
 
     @property
     def bucket(self) -> str:

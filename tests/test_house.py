@@ -14,9 +14,10 @@ import pytest
 from predictor.flags import SERVE_FLAGS
 from predictor.reference import pages
 from predictor.settings import Settings
+from warmup.settings import ControllerSettings
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted((ROOT / "predictor").rglob("*.py"))
+SOURCES = sorted((ROOT / "predictor").rglob("*.py")) + sorted((ROOT / "warmup").rglob("*.py"))
 MEASURED = SOURCES + sorted((ROOT / "loadtest").rglob("*.py"))
 ALL_PYTHON = MEASURED + sorted((ROOT / "tests").rglob("*.py"))
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -45,6 +46,7 @@ def test_the_reference_says_what_the_code_says(name: str) -> None:
 def test_every_setting_has_a_flag_and_a_description() -> None:
     assert {flag.setting for flag in SERVE_FLAGS} == set(Settings.model_fields)
     assert all(field.description for field in Settings.model_fields.values())
+    assert all(field.description for field in ControllerSettings.model_fields.values())
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=_module)
@@ -126,7 +128,7 @@ def test_the_changelog_knows_the_version() -> None:
 def test_the_image_installs_what_is_locked() -> None:
     pin = re.compile(r"^[\w.-]+==[^\s;]+", re.MULTILINE)
     locked = set(pin.findall((ROOT / "requirements/lock.txt").read_text()))
-    for name in ("torch.txt", "predictor.txt"):
+    for name in ("torch.txt", "predictor.txt", "controller.txt"):
         pinned = set(pin.findall((ROOT / "requirements" / name).read_text()))
         assert pinned
         assert pinned <= locked, f"requirements/{name} differs from the lock: run `make lock`"

@@ -1,1 +1,1 @@
-"""The controller of a namespace's pools: knows which models are declared, tells the pods, keeps InferenceServices' status."""
+"""The controller of a namespace's pools: knows which models are declared, tells the pods, keeps their status."""

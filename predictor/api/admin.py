@@ -19,6 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from predictor.api import declared
 from predictor.api.pod import Pod
 from predictor.api.residency import residency
 from predictor.errors import HearthError, UnknownModel
@@ -178,6 +179,7 @@ def admin_app(pod: Pod) -> FastAPI:
         return Response(msgspec.json.encode(report), media_type="application/json")
 
     _take_orders(app, pod)
+    declared.add_routes(app, pod)
 
     @app.get("/hearth/v1/timeline")
     async def read_timeline() -> TimelineReport:

@@ -104,7 +104,7 @@ class Inference:
             wanted = codec.decode(request.body, request.headers.get(_JSON_LENGTH))
             lease = pod.cache.hit(ref, wanted.elements)
             if lease is None:
-                return self._held(request, name, version, wanted)
+                return self._held(request, name, version, wanted, spec=spec)
             schema.check(ref, spec.inputs or lease.schema.inputs, wanted.inputs)
             deadline_s = request.began_s + self._patience_s(request)
             hot = _Hot(self, request, wanted, lease, priority=_priority(request, traffic), deadline_s=deadline_s)
@@ -153,16 +153,20 @@ class Inference:
         version: int | None,
         wanted: codec.InferenceRequest | None = None,
         *,
+        spec: ModelSpec | None = None,
         alone: bool = False,
     ) -> Response:
-        """The slow way; in its own task, cancelled when the client goes."""
+        """The slow way; in its own task, cancelled when the client goes.
+
+        spec  what answers it, where that was looked up already: asked twice, a canary would get a share of a share
+        """
         ref = None
         attempts = 0
         try:
             deadline_s = asyncio.get_running_loop().time() + self._patience_s(request)
             while True:
                 attempts += 1
-                spec = await self._look_up(name, version, deadline_s)
+                spec = spec or await self._look_up(name, version, deadline_s)
                 ref = spec.ref
                 traffic = self._enter(request, spec)
                 if wanted is None:
@@ -183,6 +187,7 @@ class Inference:
                     if attempts >= ATTEMPTS:
                         raise
                     self._pod.cache.exhausted(ref, wanted.elements)
+                spec = None
         except HearthError as error:
             return self.refusal(ref, error)
 

@@ -10,8 +10,10 @@ from typing import Protocol
 
 from predictor.api.reader import Load
 from predictor.cache import Cache
+from predictor.declarations import Declarations
 from predictor.model import ModelSpec
 from predictor.passage import Passage
+from predictor.report import DeclaredReport
 from predictor.settings import Settings
 from predictor.telemetry import Telemetry, Timeline
 
@@ -39,6 +41,9 @@ class ModelCatalogue(Protocol):
     async def names(self) -> tuple[str, ...]:
         """Every model that can be asked for."""
 
+    def report(self) -> tuple[DeclaredReport, ...]:
+        """How declared models fare here."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Pod:
@@ -49,6 +54,7 @@ class Pod:
     disk_degraded   why nothing can be written to disk; "" while all is well, or nothing is kept there
     load            what is inside the inference port now
     passage         where large bodies are received, for the workers to read; None: nowhere in particular
+    declarations    what a controller declares; None: nobody does
     """
 
     settings: Settings
@@ -62,6 +68,7 @@ class Pod:
     state: PodState = PodState.STARTING
     load: Load = field(default_factory=Load)
     passage: Passage | None = None
+    declarations: Declarations | None = None
 
     def __post_init__(self) -> None:
         self.name = re.sub(r"[^A-Za-z0-9._-]", "-", self.name)

@@ -43,7 +43,6 @@ def _ignore(_: object) -> None:
 class Disk:
     """A folder of images. All methods belong to one event loop.
 
-    origin       which bucket of which server models come from (S3Store.origin): copies of another are not this pool's
     on_degraded  called on the event loop when ``degraded`` changes, with what it is now
     on_written   bytes of images that were written, part by part; from threads
     on_read      bytes of images that were read and verified, part by part; from threads
@@ -57,7 +56,6 @@ class Disk:
         self,
         path: Path,
         *,
-        origin: str = "",
         on_degraded: Callable[[str], None] = _ignore,
         on_written: Callable[[int], None] = _ignore,
         on_read: Callable[[int], None] = _ignore,
@@ -69,7 +67,6 @@ class Disk:
         assert part_bytes > 0, f"parts of {part_bytes} bytes"
         assert part_bytes % PAGE_BYTES == 0, f"parts of {part_bytes} bytes"
         self._path = path
-        self._origin = origin
         self._on_written = on_written
         self._on_read = on_read
         self._wall_clock = wall_clock
@@ -101,12 +98,12 @@ class Disk:
     def disk_bytes(self, spec: ModelSpec) -> int:
         """What a copy of the model takes of the volume; exact once ``scan`` saw how long its blocks are."""
         block_bytes = PAGE_BYTES if self._folder is None else self._folder.block_bytes
-        return disk_files.disk_bytes(spec, self._origin, self._part_bytes, block_bytes)
+        return disk_files.disk_bytes(spec, self._part_bytes, block_bytes)
 
     async def scan(self) -> Sequence[Kept]:
         """Open the folder, remove what is left of interrupted writes, and tell which whole copies there are.
 
-        Whole means: a sidecar of this format and store, and an image as long as it says. The contents are verified when
+        Whole means: a sidecar of this format, and an image as long as it says. The contents are verified when
         they are read, part by part and at line rate: reading 100 GB at start would take minutes.
 
         Never raises: where the folder cannot be had, the tier is degraded and has no copies. It may be called again then,
@@ -215,7 +212,7 @@ class Disk:
     def _open_and_sweep(self, _: Halt) -> tuple[Folder, Sequence[Kept]]:
         folder = Folder(self._path)
         try:
-            return folder, folder.sweep(self._origin)
+            return folder, folder.sweep()
         except BaseException:
             folder.close()
             raise
@@ -226,7 +223,7 @@ class Disk:
             with folder.new_image(name) as descriptor:
                 checksums = write_image(ImageFile(descriptor), image, self._part_bytes, halt, self._on_written)
             halt.check()
-            folder.publish(name, describe(spec, self._origin, self._part_bytes, checksums, self._wall_clock()))
+            folder.publish(name, describe(spec, self._part_bytes, checksums, self._wall_clock()))
             halt.check()
         except BaseException:
             with contextlib.suppress(OSError):  # the first error says more; the next scan removes what is left
@@ -236,7 +233,7 @@ class Disk:
     def _read(self, folder: Folder, spec: ModelSpec, image: Scattered, halt: Halt) -> None:
         name = digest(spec.ref)
         sidecar, _ = folder.sidecar(name)
-        if differs := difference(sidecar, spec, self._origin):
+        if differs := difference(sidecar, spec):
             raise DiskFault(Fault.DAMAGED, f"its sidecar is of another model: {differs}")
         with folder.open_image(name, sidecar) as descriptor:
             reading = Reading(ImageFile(descriptor), image, sidecar, spec.layout())

@@ -116,11 +116,11 @@ def digest(ref: ModelRef) -> str:
     return hashlib.sha256(ref.key.encode()).hexdigest()
 
 
-def describe(spec: ModelSpec, origin: str, part_bytes: int, checksums: Sequence[str], written_s: float) -> Sidecar:
+def describe(spec: ModelSpec, part_bytes: int, checksums: Sequence[str], written_s: float) -> Sidecar:
     """The sidecar of a model's image."""
     return Sidecar(
         format=FORMAT,
-        origin=origin,
+        origin=spec.origin,
         namespace=spec.ref.namespace,
         name=spec.ref.name,
         version=spec.ref.version,
@@ -154,9 +154,9 @@ def decode(text: bytes) -> Sidecar:
     return sidecar
 
 
-def difference(sidecar: Sidecar, spec: ModelSpec, origin: str) -> str:
+def difference(sidecar: Sidecar, spec: ModelSpec) -> str:
     """In what the copy differs from the model; "" when it is this model's."""
-    wanted = describe(spec, origin, sidecar.part_bytes, sidecar.xxh3_64, sidecar.written_s)
+    wanted = describe(spec, sidecar.part_bytes, sidecar.xxh3_64, sidecar.written_s)
     names = [name for name in Sidecar.__struct_fields__ if getattr(sidecar, name) != getattr(wanted, name)]
     return ", ".join(names)
 
@@ -171,7 +171,7 @@ def charged_bytes(image_bytes: int, sidecar_bytes: int, block_bytes: int) -> int
     return sum(-(-size_bytes // block_bytes) * block_bytes for size_bytes in (image_bytes, sidecar_bytes))
 
 
-def disk_bytes(spec: ModelSpec, origin: str, part_bytes: int, block_bytes: int) -> int:
+def disk_bytes(spec: ModelSpec, part_bytes: int, block_bytes: int) -> int:
     """What a copy of the model will take: ``Kept.size_bytes`` beforehand."""
     checksums = ["0" * 16] * count_parts(spec.arena_bytes, part_bytes)
-    return charged_bytes(spec.arena_bytes, len(encode(describe(spec, origin, part_bytes, checksums, 0))), block_bytes)
+    return charged_bytes(spec.arena_bytes, len(encode(describe(spec, part_bytes, checksums, 0))), block_bytes)

@@ -75,7 +75,7 @@ class Folder:
                 os.close(descriptor)
         self.descriptor = self._lock = -1
 
-    def sweep(self, origin: str) -> list[Kept]:
+    def sweep(self) -> list[Kept]:
         """Remove what no whole copy is made of, and return the whole ones. Nothing may be written meanwhile. Raises OSError."""
         with os.scandir(self.descriptor) as entries:
             names = sorted(entry.name for entry in entries if OURS.fullmatch(entry.name))
@@ -86,7 +86,7 @@ class Folder:
             if name.endswith(SIDECAR):
                 stem = name.removesuffix(SIDECAR)
                 try:
-                    kept.append(self._whole(stem, origin))
+                    kept.append(self._whole(stem))
                 except (DiskFault, OSError) as fault:
                     reasons[stem] = str(fault)
                 else:
@@ -189,10 +189,8 @@ class Folder:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return ""
 
-    def _whole(self, name: str, origin: str) -> Kept:
+    def _whole(self, name: str) -> Kept:
         sidecar, sidecar_bytes = self.sidecar(name)
-        if sidecar.origin != origin:
-            raise DiskFault(Fault.DAMAGED, f"{name}{SIDECAR} is of a model of {sidecar.origin}")
         with self.open_image(name, sidecar):
             size_bytes = charged_bytes(sidecar.image_bytes, sidecar_bytes, self.block_bytes)
             return Kept(sidecar.ref, size_bytes, float(sidecar.written_s))

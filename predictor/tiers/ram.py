@@ -36,11 +36,14 @@ class RamTier(Protocol):
 
 
 class SharedMemory:
-    """The real RAM tier. It owns ``pool``."""
+    """The real RAM tier. It owns ``pool``.
 
-    def __init__(self, store: ModelStore, pool: SlabPool) -> None:
+    store_of  where a model is read from
+    """
+
+    def __init__(self, store_of: Callable[[ModelSpec], ModelStore], pool: SlabPool) -> None:
         self.pool = pool
-        self._store = store
+        self._store_of = store_of
         self._arenas: dict[ModelRef, Arena] = {}
 
     def arena(self, ref: ModelRef) -> Arena:
@@ -66,9 +69,10 @@ class SharedMemory:
                 files.append((file, arena.window(placed.offset_bytes, placed.size_bytes)))
                 _clear(arena, placed.offset_bytes + placed.size_bytes)
             if not await read(arena.image):
-                await self._store.fetch(files, background=background)
+                store = self._store_of(spec)
+                await store.fetch(files, background=background)
                 if not all(file.is_provable for file in spec.files):  # else their contents are proven, whatever S3 lists by now
-                    await self._store.confirm(spec.files)
+                    await store.confirm(spec.files)
         except BaseException:
             _release(files)
             arena.close()

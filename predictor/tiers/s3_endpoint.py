@@ -109,6 +109,13 @@ def of_aws(bucket: str, region: str) -> Endpoint:
     return Endpoint(bucket, region, secure=True, host=host, port=443, root=f"/{encoded_path(bucket)}", custom=False)
 
 
+def _accelerated(bucket: str, region: str) -> Endpoint:
+    """The bucket at AWS's edge; signed for its own region all the same."""
+    if not _HOST_LABEL.fullmatch(bucket):
+        raise StoreRefused(f"S3_USE_ACCELERATE: {bucket!a} cannot be part of a host name: unset it")
+    return Endpoint(bucket, region, secure=True, host=f"{bucket}.s3-accelerate.amazonaws.com", port=443, root="", custom=True)
+
+
 def from_environment(bucket: str, environment: Mapping[str, str] = os.environ) -> Endpoint:
     """As AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION and AWS_DEFAULT_REGION say. StoreRefused: they are nonsense.
 
@@ -122,12 +129,15 @@ def from_environment(bucket: str, environment: Mapping[str, str] = os.environ) -
         for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
             if url := environment.get(variable, ""):
                 break
+    accelerate = environment.get("S3_USE_ACCELERATE", "").lower() == "true"  # KServe's name
     if not url:
-        return of_aws(bucket, region)
+        return _accelerated(bucket, region) if accelerate else of_aws(bucket, region)
     split, port = _split(variable, url)
     host = split.hostname or ""
     if host == _GLOBAL_HOST:  # KServe's default: names no region, and answers 301 for buckets outside us-east-1
-        return of_aws(bucket, region)
+        return _accelerated(bucket, region) if accelerate else of_aws(bucket, region)
+    if accelerate:
+        raise StoreRefused(f"S3_USE_ACCELERATE: only AWS itself accelerates, {variable} names another server: unset one")
     secure = split.scheme == "https"
     root = quote(split.path.rstrip("/"), safe="/%")
     if environment.get("S3_USER_VIRTUAL_BUCKET", "").lower() == "true":  # KServe's name and spelling
@@ -153,7 +163,9 @@ def _split(variable: str, url: str) -> tuple[SplitResult, int | None]:
 
 
 def trusted(environment: Mapping[str, str] = os.environ) -> ssl.SSLContext:
-    """TLS with the certificates of AWS_CA_BUNDLE, else the system's, else botocore's own: slim images have none.
+    """TLS with the certificates in AWS_CA_BUNDLE_PEM, else those that AWS_CA_BUNDLE names, else the system's.
+
+    Else botocore's own: slim images have none.
 
     None is asked for where KServe's S3_VERIFY_SSL says so: whoever is on the way can then replace models, code included.
     """
@@ -162,6 +174,12 @@ def trusted(environment: Mapping[str, str] = os.environ) -> ssl.SSLContext:
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return context
+    certificates = environment.get("AWS_CA_BUNDLE_PEM")
+    if certificates:
+        try:
+            return ssl.create_default_context(cadata=certificates)
+        except (ValueError, ssl.SSLError) as error:
+            raise StoreRefused(f"the CA bundle that the model's credentials name holds no certificates: {error}") from None
     bundle = environment.get("AWS_CA_BUNDLE") or None
     if bundle is None and not _system_has_certificates():
         bundle = _botocore_bundle()

@@ -37,9 +37,10 @@ class Transfer:
     deadline_s  how long its parts may run; while none does, because others go first, its clock stands
     """
 
-    def __init__(self, waiting: Iterable[Part], background: Callable[[], bool], deadline_s: float) -> None:
+    def __init__(self, waiting: Iterable[Part], background: Callable[[], bool], submit: Submit, deadline_s: float) -> None:
         self.waiting = deque(waiting)
         self.background = background
+        self.submit = submit
         self.halt = Halt()
         self.running = 0
         self.error: BaseException | None = None
@@ -78,16 +79,15 @@ class Transfer:
 class Transfers:
     """At most ``count`` parts at once, over all transfers; each has ``deadline_s``."""
 
-    def __init__(self, count: int, submit: Submit, deadline_s: float) -> None:
+    def __init__(self, count: int, deadline_s: float) -> None:
         self._free = count
         self._deadline_s = deadline_s
-        self._submit = submit
         self._all: list[Transfer] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    async def carry(self, waiting: Iterable[Part], background: Callable[[], bool]) -> None:
-        """Fetch every part, or raise the first error once no part runs any more: Overdue, too. The same when cancelled."""
-        transfer = Transfer(waiting, background, self._deadline_s)
+    async def carry(self, waiting: Iterable[Part], background: Callable[[], bool], submit: Submit) -> None:
+        """Fetch every part with ``submit``, or raise the first error once none runs any more, Overdue too."""
+        transfer = Transfer(waiting, background, submit, self._deadline_s)
         cancelled: asyncio.CancelledError | None = None
         self._all.append(transfer)
         try:
@@ -119,7 +119,7 @@ class Transfers:
             part = transfer.waiting.popleft()
             self._free -= 1
             transfer.begin()
-            self._submit(part, transfer.halt).add_done_callback(partial(self._done, transfer))
+            transfer.submit(part, transfer.halt).add_done_callback(partial(self._done, transfer))
         held_back = any(transfer.waiting for transfer in self._all)
         if held_back and self._free and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(POLL_S, self._poll)

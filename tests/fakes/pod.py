@@ -29,6 +29,7 @@ from predictor.policy.batching import Terms
 from predictor.policy.demand import Demand
 from predictor.policy.ledger import Ledger
 from predictor.policy.residency import RAM, Place
+from predictor.report import DeclaredReport
 from predictor.settings import Settings
 from predictor.telemetry import Batches, Telemetry, Timeline
 from predictor.wire import Field, Loaded, Tensor
@@ -86,6 +87,9 @@ class FakeCatalogue:
             raise UnknownModel(f"no model {name!r}" + ("" if version is None else f" of version {version}"))
         self.resolved[name] += 1
         return spec
+
+    def report(self) -> tuple[DeclaredReport, ...]:
+        return ()
 
     def forget(self, name: str) -> None:
         self.forgotten[name] += 1

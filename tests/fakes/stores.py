@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from predictor.model import FileSpec
 from predictor.settings import Settings
-from predictor.tiers.store import ObjectInfo, S3Store
+from predictor.tiers.store import ObjectInfo, S3Store, Stores
 
 BUCKET = "bucket"
 PART_BYTES = 1 << 16
@@ -63,17 +63,18 @@ async def opened(environment: Mapping[str, str], told: Told | None = None, **set
     } | settings
     told = told or Told()
     with patch.dict(os.environ, aws_free(environment), clear=True):
-        store = S3Store.from_environment(
-            Settings(**chosen),
+        read = Settings(**chosen)
+        stores = Stores.from_environment(
+            read,
             on_request=told.on_request,
             on_bytes=told.on_bytes,
             on_first_ask=told.on_first_ask,
         )
-        store._requests.backoff_s = 0.01
         try:
-            yield store
+            stores.requests(read.bucket, "").backoff_s = 0.01
+            yield stores.at(read.bucket)
         finally:
-            await store.close()
+            await stores.close()
 
 
 async def until(holds: Callable[[], bool], timeout_s: float = 10.0) -> None:

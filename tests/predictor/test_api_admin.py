@@ -172,6 +172,8 @@ def test_the_interactive_documentation_names_every_route(client: httpx.Client) -
         "/hearth/v1/timeline",
         "/hearth/v1/catalogue",
         "/hearth/v1/why/{name}",
+        "/hearth/v1/state",
+        "/hearth/v1/declarations",
         "/metrics",
     }
 

@@ -13,6 +13,7 @@ import stat
 import threading
 import weakref
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -32,7 +33,7 @@ SIZES = (3 * PAGE_BYTES + 5, 0, 1, 6 * PAGE_BYTES)
 
 def spec(name: str = "m", *, sizes: tuple[int, ...] = SIZES, revision: str = "r") -> ModelSpec:
     files = tuple(FileSpec(f"f{n}", f"{name}/1/f{n}", f"etag{n}", size) for n, size in enumerate(sizes))
-    return ModelSpec(ModelRef("default", name, 1, revision), ModelFormat.ONNX, "bucket", files)
+    return ModelSpec(ModelRef("default", name, 1, revision), ModelFormat.ONNX, "bucket", files, origin="s3://here")
 
 
 class Memory:
@@ -66,8 +67,8 @@ def memory(of: ModelSpec, pieces: tuple[int, ...] = (PAGE_BYTES, 2 * PAGE_BYTES)
 
 
 @contextlib.asynccontextmanager
-async def opened(path: Path, *, part_bytes: int = PART, origin: str = "s3://here") -> AsyncIterator[tuple[Disk, list[Kept]]]:
-    disk = Disk(path, part_bytes=part_bytes, origin=origin, wall_clock=lambda: 1_700_000_000.5)
+async def opened(path: Path, *, part_bytes: int = PART) -> AsyncIterator[tuple[Disk, list[Kept]]]:
+    disk = Disk(path, part_bytes=part_bytes, wall_clock=lambda: 1_700_000_000.5)
     try:
         yield disk, list(await disk.scan())
     finally:
@@ -200,8 +201,8 @@ async def test_what_a_copy_takes_is_known_beforehand(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("written_s", [0.0, 1_700_000_000.0, 1e12, -5.0])
 def test_a_sidecar_is_as_long_whatever_the_clock_says(written_s: float) -> None:
-    usual = encode(describe(spec(), "s3://here", PART, ["0" * 16] * 3, 1.5e9))
-    text = encode(describe(spec(), "s3://here", PART, ["f" * 16] * 3, written_s))
+    usual = encode(describe(spec(), PART, ["0" * 16] * 3, 1.5e9))
+    text = encode(describe(spec(), PART, ["f" * 16] * 3, written_s))
     assert len(text) == len(usual)
     assert decode(text).ref == spec().ref
 
@@ -295,7 +296,6 @@ def rewrite(path: Path, **changes: object) -> None:
         {"part_bytes": 2**40, "xxh3_64": ["0" * 16]},
         {"xxh3_64": []},
         {"version": 2},
-        {"origin": "s3://elsewhere"},
     ],
     ids=str,
 )
@@ -306,6 +306,16 @@ async def test_a_sidecar_that_makes_no_sense_is_removed_with_its_image(tmp_path:
     async with opened(tmp_path) as (_, kept):
         assert kept == []
     assert names(tmp_path) == set()
+
+
+async def test_a_copy_of_another_stores_model_is_never_read(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (disk, _):
+        await put(disk, spec())
+        elsewhere = replace(spec(), origin="s3://elsewhere")
+        memory = Memory(elsewhere.arena_bytes)
+        with pytest.raises(DiskFault, match="origin"):
+            await disk.read(elsewhere, memory.image)
+        memory.close()
 
 
 async def test_leftovers_are_told_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

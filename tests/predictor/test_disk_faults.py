@@ -132,7 +132,7 @@ async def test_a_volume_that_is_read_only_at_start_serves_the_copies_it_has(tmp_
             contents = await put(disk, SMALL)
         (volume / f"{image_of(volume, LARGE).name}.partial").write_bytes(b"left over")
         remount("ro")
-        disk = Disk(volume, part_bytes=PART, origin="s3://here", clock=clock)
+        disk = Disk(volume, part_bytes=PART, clock=clock)
         assert [copy.ref for copy in await disk.scan()] == [SMALL.ref]
         assert "mounted read-only" in disk.degraded
         assert await get(disk, SMALL) == contents
@@ -179,7 +179,7 @@ async def test_a_folder_that_cannot_be_had_degrades_the_tier_from_the_start(tmp_
 async def test_a_second_process_never_shares_the_folder_and_may_have_it_later(tmp_path: Path) -> None:
     async with opened(tmp_path) as (first, _):
         contents = await put(first, SMALL)
-        second = Disk(tmp_path, part_bytes=PART, origin="s3://here")
+        second = Disk(tmp_path, part_bytes=PART)
         assert await second.scan() == ()
         assert "another process uses this folder" in second.degraded
         assert (await fault_of_writing(second)).kind is Fault.REFUSED
@@ -338,7 +338,7 @@ async def _write_until(path: Path, *last: int | str) -> None:
         if now == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    disk = Disk(path, part_bytes=PART, origin="s3://here")
+    disk = Disk(path, part_bytes=PART)
     await disk.scan()
     Steps(pytest.MonkeyPatch(), act)
     for seed in (1, 2):  # the second time in place of the first
@@ -403,7 +403,7 @@ async def _drop_next(path: Path) -> None:
 
 
 async def _write_for_ever(path: Path) -> None:
-    disk = Disk(path, part_bytes=PART, origin="s3://here")
+    disk = Disk(path, part_bytes=PART)
     await disk.scan()
     while True:
         await asyncio.gather(*(put(disk, model, seed) for model, seed in zip(MODELS, (1, 2), strict=True)))

@@ -53,6 +53,10 @@ class Store:
         return
 
 
+def at(store: Store) -> Callable[[ModelSpec], Store]:
+    return lambda _: store
+
+
 def spec(sha256: str = "") -> ModelSpec:
     files = tuple(FileSpec(path, f"m/1/{path}", "etag", len(data), sha256) for path, data in CONTENTS.items())
     return ModelSpec(ModelRef("default", "m", 1), ModelFormat.ONNX, "bucket", files)
@@ -86,7 +90,7 @@ async def test_every_file_lies_on_a_page_of_its_own_and_nothing_of_another_model
 ) -> None:
     scribble(pool)
     others = fragment(pool) if apart else []
-    ram = SharedMemory(Store(), pool)
+    ram = SharedMemory(at(Store()), pool)
     await ram.fetch(spec(), lambda: False, from_store)
     arena = ram.arena(spec().ref)
     assert arena.size_bytes == spec().arena_bytes == 8192
@@ -99,7 +103,7 @@ async def test_every_file_lies_on_a_page_of_its_own_and_nothing_of_another_model
 
 async def test_what_the_books_charge_is_what_the_pool_takes() -> None:
     pool = SlabPool(1 << 28)
-    ram = SharedMemory(Store(), pool)
+    ram = SharedMemory(at(Store()), pool)
     await ram.fetch(spec(), lambda: False, from_store)
     placement = Placement(copies=True, slab_bytes=pool.slab_bytes)
     charged = placement.footprint(spec(), placement.known_bytes(spec()), 0)
@@ -111,7 +115,7 @@ async def test_what_the_books_charge_is_what_the_pool_takes() -> None:
 
 
 async def test_what_is_found_elsewhere_is_not_fetched(pool: SlabPool) -> None:
-    ram = SharedMemory(Store(fails=True), pool)
+    ram = SharedMemory(at(Store(fails=True)), pool)
 
     async def from_disk(image: Scattered) -> bool:
         (window,) = image.windows(0, image.size_bytes)
@@ -126,7 +130,7 @@ async def test_what_is_found_elsewhere_is_not_fetched(pool: SlabPool) -> None:
 
 
 async def test_a_fetch_that_fails_keeps_nothing(pool: SlabPool) -> None:
-    ram = SharedMemory(Store(fails=True), pool)
+    ram = SharedMemory(at(Store(fails=True)), pool)
     with pytest.raises(StoreUnavailable):
         await ram.fetch(spec(), lambda: False, from_store)
     assert pool.used_bytes == 0
@@ -136,7 +140,7 @@ async def test_a_fetch_that_fails_keeps_nothing(pool: SlabPool) -> None:
 
 async def test_what_no_checksum_proves_is_listed_once_more_when_it_is_there(pool: SlabPool) -> None:
     store = Store()
-    ram = SharedMemory(store, pool)
+    ram = SharedMemory(at(store), pool)
     await ram.fetch(spec(), lambda: False, from_store)
     assert store.confirmed == [["model.onnx", "empty"]]
     await ram.drop(spec().ref)
@@ -147,7 +151,7 @@ async def test_what_no_checksum_proves_is_listed_once_more_when_it_is_there(pool
 
 
 async def test_what_was_overwritten_by_the_end_of_its_fetch_is_not_kept(pool: SlabPool) -> None:
-    ram = SharedMemory(Store(changes=True), pool)
+    ram = SharedMemory(at(Store(changes=True)), pool)
     with pytest.raises(ObjectChanged):
         await ram.fetch(spec(), lambda: False, from_store)
     assert pool.used_bytes == 0

@@ -253,7 +253,7 @@ async def test_closing_the_store_ends_what_runs(s3: FakeS3) -> None:
             fetch = asyncio.create_task(store.fetch([(as_file(entry), Scattered([view]))], background=lambda: False))
             await until(lambda: s3.gets(BUCKET, KEY) == 4)
             begin_s = time.monotonic()
-            await store.close()
+            await store._stores.close()
             for task in (listing, fetch):
                 with pytest.raises(StoreUnavailable, match="stopping"):
                     await task

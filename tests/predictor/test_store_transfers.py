@@ -32,7 +32,7 @@ class Lanes:
     """Transfers whose parts take a second each and end early only when told to stop, a tenth of a second later."""
 
     def __init__(self, count: int, deadline_s: float = 1000.0) -> None:
-        self.transfers = Transfers(count, self._submit, deadline_s)
+        self.transfers = Transfers(count, deadline_s)
         self.begun: list[str] = []
         self.begun_s: list[float] = []
         self.running = 0
@@ -46,7 +46,7 @@ class Lanes:
 
     def start(self, waiting: Sequence[Part], background: object = now) -> asyncio.Task[None]:
         assert callable(background)
-        return asyncio.create_task(self.transfers.carry(waiting, background))
+        return asyncio.create_task(self.transfers.carry(waiting, background, self._submit))
 
     def _submit(self, part: Part, halt: Halt) -> asyncio.Future[None]:
         return asyncio.ensure_future(self._run(part, halt))

@@ -7,8 +7,9 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from predictor.errors import HearthError
 from predictor.telemetry import Telemetry
@@ -23,9 +24,11 @@ from warmup.pods import Pods
 from warmup.reconcile import Controller, Parts, Pauses
 from warmup.secrets import ByName
 from warmup.settings import ControllerSettings, from_arguments
-from warmup.statuses import State, Statuses
+from warmup.status import Occurrence
+from warmup.statuses import State, Statuses, StatusPauses
 from warmup.summary import Summary
 from warmup.telemetry import METRICS
+from warmup.warming import Warming
 from warmup.watch import Pace
 from warmup.work import Bucket
 from warmup.world import World
@@ -44,6 +47,11 @@ class Built:
     world: World
     summary: Summary
     telemetry: Telemetry
+    warming: Warming
+
+    def jobs(self) -> list[Coroutine[Any, Any, None]]:
+        """What has to run, each for ever, beside the Lease."""
+        return [*self.world.jobs(), *self.warming.jobs(), self.controller.run()]
 
     async def close(self) -> None:
         """Stop what runs beside the controller's own tasks."""
@@ -97,12 +105,21 @@ def build(
     )
     findings = Findings(by_name, checks, config, settings.trust)
     summary = Summary(world, pods, history, telemetry)
-    statuses = Statuses(state, world, pods, announcer, history, pending_s=settings.pending_s, clock=time.time)
+    lasts = StatusPauses(pending_s=settings.pending_s, defer_s=settings.defer_s)
+    statuses = Statuses(state, world, pods, announcer, history, pauses=lasts, clock=time.time)
     controller.attach(
         Parts(kube, world, pods, by_name, findings, announcer, history, telemetry, leader.is_leader, summary, statuses)
     )
     leader.on_change(controller.lead)
-    return Built(controller, leader, checks, pods, world, summary, telemetry)
+    warming = Warming(
+        kube,
+        pools=lambda: list(state.pools.values()),
+        may_act=lambda: leader.is_leader() and world.synced,
+        announce=lambda tell: controller.announce(tell.pool, Occurrence(tell.type, tell.reason, tell.message), tell.cause),
+        clock=time.time,
+        pace=pace,
+    )
+    return Built(controller, leader, checks, pods, world, summary, telemetry, warming)
 
 
 async def serve(settings: ControllerSettings) -> int:
@@ -113,7 +130,7 @@ async def serve(settings: ControllerSettings) -> int:
         loop.add_signal_handler(number, stop.set)
     async with await Kube.connect(settings.namespace) as kube:
         built = build(settings, kube)
-        jobs = [asyncio.create_task(job) for job in (*built.world.jobs(), built.controller.run(), _answer(settings, built))]
+        jobs = [asyncio.create_task(job) for job in (*built.jobs(), _answer(settings, built))]
         lease = asyncio.create_task(built.leader.run(), name="lease")
         stopped = asyncio.create_task(stop.wait(), name="stop")
         done, _ = await asyncio.wait([*jobs, lease, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -142,7 +159,7 @@ async def _answer(settings: ControllerSettings, built: Built) -> None:
         is_synced=lambda: built.world.synced,
         is_leader=built.leader.is_leader,
         troubles=built.world.troubles,
-        waiting=lambda: sum(map(len, works)),
+        waiting=lambda: sum(work.pressing() for work in works),
     )
     await api.serve(desk, settings.host, settings.port)
 

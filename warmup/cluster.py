@@ -85,11 +85,6 @@ class Pool(msgspec.Struct, frozen=True):
     pods: tuple[Pod, ...] = ()
     models: dict[str, int] = {}
 
-    @property
-    def serves(self) -> bool:
-        """Whether one of its pods answers requests now."""
-        return any(pod.state == SERVING for pod in self.pods)
-
 
 class Model(msgspec.Struct, frozen=True):
     """A model's InferenceService."""
@@ -135,6 +130,9 @@ class Silent(msgspec.Struct, frozen=True):
     error: str = ""
 
 
+Block = str | list[list[str]] | Residency
+
+
 class _Failure(msgspec.Struct):
     error: str = ""
 
@@ -160,6 +158,13 @@ class Controller:
     async def models(self, pool: str = "") -> tuple[Model, ...]:
         """Every model, or those of one pool. Raises ``Refused`` where there is no such pool."""
         return self._told(_Models, await self.ask("models", {"pool": pool})).models
+
+    async def look(self, pool: str = "") -> tuple[tuple[Pool, ...], list[Residency | Silent]]:
+        """Every pool, or one, and what is where in its pods. Raises ``UnknownPool``."""
+        pools = await self.pools()
+        if pool:
+            pools = (named(pools, pool, self._kube.namespace),)
+        return pools, await self.residencies(pool)
 
     async def residencies(self, pool: str = "") -> list[Residency | Silent]:
         """What is where, in every running pod; an empty list at zero."""
@@ -217,6 +222,29 @@ def run(place: Place, ask: Callable[[Controller], Awaitable[Told]]) -> Told:
     return asyncio.run(carry_out())
 
 
+def answer(place: Place, command: str, subject: str, *, is_json: bool) -> list[Block]:
+    """What to show for ``ps``, ``models`` (``subject``: a pool, or "" for all) or ``why`` (a model).
+
+    Lines, rows with their headings first, and pods' own reports. With ``is_json`` the controller's answer as it is.
+    """
+    if is_json:
+        routes = {"ps": "residency", "models": "models", "why": f"why/{quote(subject, safe='')}"}
+        query = {} if command == "why" else {"pool": subject}
+        return [run(place, lambda controller: controller.ask(routes[command], query)).decode()]
+    if command == "why":
+        lines = why_lines(run(place, lambda controller: controller.why(subject)))
+        return ["\n".join(lines) or f"nothing happened to {subject} since the controller started"]
+    if command == "models":
+        models = run(place, lambda controller: controller.models(subject))
+        return [model_rows(models)] if models else ["no InferenceService names a pool of this namespace as its runtime"]
+    pools, pods = run(place, lambda controller: controller.look(subject))
+    if not pools:
+        return ["this namespace has no pool: label what is one hearth.dev/pool=NAME"]
+    blocks: list[Block] = [pool_rows(pools, now_s=time.time())]
+    blocks += [f"\n{pod.pod}: {pod.error}" if isinstance(pod, Silent) else pod for pod in pods]
+    return blocks if pods else [*blocks, "\nno pod runs; the next request, or `hearth warm POOL`, starts one"]
+
+
 def warm(place: Place, name: str, *, for_s: float, wait_s: float, say: Callable[[str], None]) -> bool:
     """Wish a pool warm for ``for_s`` seconds, 0: no longer; then watch for up to ``wait_s`` what comes of it.
 
@@ -233,11 +261,7 @@ def warm(place: Place, name: str, *, for_s: float, wait_s: float, say: Callable[
 
 async def wish(kube: Kube, name: str, *, for_s: float, say: Callable[[str], None]) -> None:
     """Write the annotation, or remove it. Raises ``UnknownPool``, ``CannotWarm``, ``KubeError``."""
-    pools = await Controller(kube).pools()
-    pool = next((pool for pool in pools if pool.name == name), None)
-    if pool is None:
-        has = ", ".join(pool.name for pool in pools)
-        raise UnknownPool(f"namespace {kube.namespace} has no pool {name}; " + (f"it has: {has}" if has else "it has none"))
+    pool = named(await Controller(kube).pools(), name, kube.namespace)
     if pool.kind == "deployment" and for_s > 0:
         raise CannotWarm(f"pool {name} is a Deployment: it has the replicas that it says, and nothing here takes it to zero")
     resource, object_name = _wish_object(pool)
@@ -254,6 +278,15 @@ async def wish(kube: Kube, name: str, *, for_s: float, say: Callable[[str], None
         say(f"pool {name} is not kept warm any more")
     else:
         say(f"pool {name} is kept warm until {until.astimezone():%H:%M:%S} ({human.span(for_s)})")
+
+
+def named(pools: tuple[Pool, ...], name: str, namespace: str) -> Pool:
+    """The pool of that name. Raises ``UnknownPool``, which lists those that there are."""
+    found = next((pool for pool in pools if pool.name == name), None)
+    if found is None:
+        has = ", ".join(pool.name for pool in pools)
+        raise UnknownPool(f"namespace {namespace} has no pool {name}; " + (f"it has: {has}" if has else "it has none"))
+    return found
 
 
 def _wish_object(pool: Pool) -> tuple[Resource, str]:
@@ -291,20 +324,24 @@ def _progress(pool: Pool | None, *, warm: bool) -> tuple[str, bool]:
     if not warm:
         # How long a pod then stays is Knative's affair: its window, its grace period, requests.
         return "its pods go when nobody asks for a while" if pool.pods else "no pod runs", True
-    if pool.serves:
-        return f"{next(pod.name for pod in pool.pods if pod.state == SERVING)} serves", True
+    serving = next((pod.name for pod in pool.pods if pod.state == SERVING), "")
+    return (f"{serving} serves", True) if serving else (_obstacle(pool), False)
+
+
+def _obstacle(pool: Pool) -> str:
+    """What a pool that shall be warm waits for."""
     if pool.warm == "unable":
-        return f"it cannot be kept warm: {pool.reason or 'it has no ready Revision'}", False
+        return f"it cannot be kept warm: {pool.reason or 'it has no ready Revision'}"
     if pool.pods:
-        return ", ".join(f"{pod.name}: {pod.trouble or pod.state}" for pod in pool.pods), False
+        return ", ".join(f"{pod.name}: {pod.trouble or pod.state}" for pod in pool.pods)
     if pool.warm == "waking":
-        return "Knative did not start a pod by itself; it was sent a request", False
-    return "waiting for a pod", False
+        return "Knative did not start a pod by itself; it was sent a request"
+    return "waiting for a pod"
 
 
 def pool_rows(pools: tuple[Pool, ...], *, now_s: float) -> list[list[str]]:
     """The headings, then a row for every pool. ``now_s``: seconds since the epoch."""
-    rows = [["POOL", "KIND", "READY", "PODS", "MODELS", "WARM UNTIL"]]
+    rows = [["POOL", "KIND", "READY", "PODS", "WARM UNTIL", "MODELS BY STATE"]]
     for pool in pools:
         until_s = pool.warm_until_s or 0.0
         rows.append(
@@ -313,8 +350,8 @@ def pool_rows(pools: tuple[Pool, ...], *, now_s: float) -> list[list[str]]:
                 pool.kind or "-",
                 "yes" if pool.ready else "no" + (f": {pool.reason}" if pool.reason else ""),
                 str(len(pool.pods)),
-                ", ".join(f"{count} {state}" for state, count in pool.models.items()) or "none",
                 f"{datetime.fromtimestamp(until_s, UTC).astimezone():%Y-%m-%d %H:%M:%S}" if until_s > now_s else "-",
+                ", ".join(f"{count} {state}" for state, count in pool.models.items()) or "-",
             ]
         )
     return rows

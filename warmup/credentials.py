@@ -126,7 +126,7 @@ def needed(
     secrets          name → what was read; None: there is no such
     """
     names = (_storage_secret(wish, config),) if wish.by_storage else _secret_names(wish, service_account)
-    found = _found(wish, config, service_account, secrets or {}, pool_account=wish.service_account)
+    found = _found(wish, config, service_account, secrets or {}, pool_account=wish.service_account or "default")
     config_map = "" if isinstance(found, Invalid) else found.said.get(CA_CONFIG_MAP, "")
     return Needed(names, (config_map,) if config_map else ())
 
@@ -191,7 +191,9 @@ def _by_account(
         return _Found(wish.storage_uri, f"secret/{','.join(used)}{_digest(of_account)}", said)
     if wish.secret:
         return _missing(f"Secret {wish.secret} holds no S3 credentials: add AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-    return _refused_role(wish, annotations, pool_account) or _Found(wish.storage_uri, "")
+    # The role is the pool's own there, and what the account says beside it (a region) is laid over the pool's variables.
+    own = of_account if (wish.service_account or "default") == pool_account else {}
+    return _refused_role(wish, annotations, pool_account) or _Found(wish.storage_uri, _digest(own), own)
 
 
 def _from_secret(name: str, wish: Wish, config: Config, secret: Object | None) -> dict[str, str] | Invalid | None:

@@ -8,23 +8,19 @@ whether that is safe. Bodies are never logged.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 from urllib.parse import quote, urlencode
 
 import aiohttp
 import msgspec
-import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config.config_exception import ConfigException
-from kubernetes.aio.config.incluster_config import load_incluster_config
-from kubernetes.aio.config.kube_config import list_kube_config_contexts, load_kube_config
 
 from predictor.errors import HearthError
+from warmup import kubeconfig
 
 Object = dict[str, Any]
 """One object as the API has it: ``metadata``, ``spec``, ``status``, ..."""
@@ -40,7 +36,6 @@ WATCH_GRACE_S: Final = 5.0
 """How much longer than a watch's own end the client waits for a word: more, and the connection is dead."""
 
 MERGE_PATCH: Final = "application/merge-patch+json"
-NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class KubeError(HearthError):
@@ -189,20 +184,10 @@ class Kube:
 
         Raises ``NoCluster``.
         """
-        configuration = Configuration()
-        inside = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
         try:
-            if inside:
-                load_incluster_config(configuration)  # type: ignore[no-untyped-call]  # the package's
-                own = NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else ""
-            else:
-                file = os.environ.get("KUBECONFIG") or "~/.kube/config"
-                await load_kube_config(file, context or None, configuration)  # type: ignore[no-untyped-call]
-                _, current = list_kube_config_contexts(file)  # type: ignore[no-untyped-call]
-                own = _namespace_of(file, context) if context else str(current["context"].get("namespace") or "")
-        except (ConfigException, OSError, yaml.YAMLError) as error:
-            wanted = "set KUBECONFIG, or run it in a pod with a service account"
-            raise NoCluster(f"which cluster? {error}; {wanted}") from error
+            configuration, own = await kubeconfig.credentials(context)
+        except ValueError as error:
+            raise NoCluster(f"which cluster? {error}; set KUBECONFIG, or run it in a pod with a service account") from error
         return cls(configuration, namespace or own or "default")
 
     async def __aenter__(self) -> Self:
@@ -367,19 +352,6 @@ def meta(found: Object, key: str, field_: str = "annotations") -> str:
 def name_of(found: Object) -> str:
     """``metadata.name``."""
     return str(found["metadata"]["name"])
-
-
-def condition(found: Object, kind: str) -> str:
-    """``True``, ``False`` or ``Unknown``: the status of one of its conditions; "" where it has none such."""
-    for told in (found.get("status") or {}).get("conditions") or ():
-        if told.get("type") == kind:
-            return str(told.get("status", ""))
-    return ""
-
-
-def _namespace_of(file: str, context: str) -> str:
-    contexts, _ = list_kube_config_contexts(file)  # type: ignore[no-untyped-call]
-    return next((str(told["context"].get("namespace") or "") for told in contexts if told["name"] == context), "")
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

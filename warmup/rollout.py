@@ -53,7 +53,7 @@ def next_declared(old: Declared | None, checked: Checked, loaded: Collection[int
     A new location is declared once it was checked; what was served until then stays beside it as ``stable``. Going back to
     that one needs no check: it was served. Until the check went well, all that is declared stays, percent and labels too.
 
-    loaded  numbers of locations that running pods report as loaded, from reports that go by ``old`` or newer
+    loaded  numbers of locations that have taken over: status.proven, of reports that go by ``old`` or newer
     """
     target = checked.target
     if old is not None and target.is_at(old.stable):

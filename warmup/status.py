@@ -23,6 +23,9 @@ PERMANENT: Final = "FailedToLoad"
 PASSING: Final = "LoadFailing"
 """Reasons of PredictorReady where pods could not load it: only the first is remembered when no pod tells it any more."""
 
+MAX_MESSAGE_LENGTH: Final = 1000
+"""Characters. A failure can be a page of a runtime's complaints, of which there may be thousands; an Event holds 1,024."""
+
 _OURS: Final = ("IngressReady", "PredictorReady", "Ready")
 _TOLD: Final = ("loaded", "loading", "failed")
 _BEST_FIRST: Final[tuple[State, ...]] = ("Loaded", "Loading", "Standby", "FailedToLoad")
@@ -67,12 +70,13 @@ class _Standing(NamedTuple):
 
 
 class _Copies(NamedTuple):
-    """What pods say of one location."""
+    """What pods say of one location. ``proven``: one of them had it loaded, whatever became of it since."""
 
     number: int
     loaded: tuple[Told, ...]
     loading: tuple[Told, ...]
     failed: tuple[Told, ...]
+    proven: bool
 
     @property
     def state(self) -> State:
@@ -99,7 +103,7 @@ def status(  # noqa: PLR0917 - facts from six places, and the moment
 
     declared  what stands in the catalogue, written
     finding   of the present wish: what credentials or the model store say
-    told      by running pods that go by ``declared``
+    told      by running pods that go by ``declared``, of every location
     previous  as it stands in the cluster; what is not ours in it stays
     now_s     seconds since the epoch
     """
@@ -144,7 +148,7 @@ def patch(previous: Object, new: Object) -> dict[str, Any]:
 def events(model: Model, previous: Object, new: Object) -> list[Occurrence]:
     """What happened between two statuses and is worth an Event. That a model is loaded and dropped again is not."""
     before, after = _Seen.of(previous), _Seen.of(new)
-    told = f"{model.name}: {after.message}"
+    told = _cut(f"{model.name}: {after.message}")
     if after.transition == "InvalidSpec":
         same = (before.transition, before.failure) == (after.transition, after.failure)
         return [] if same else [Occurrence("Warning", "InvalidSpec", told)]
@@ -162,6 +166,19 @@ def events(model: Model, previous: Object, new: Object) -> list[Occurrence]:
     return []
 
 
+def proven(told: Sequence[Told]) -> set[int]:
+    """Numbers that have taken over, for rollout.next_declared: no pod would have to load one before it can go on answering.
+
+    A pod had it loaded; and so had every pod that now has another location of the model loaded.
+    """
+    loaded = {one.pod for one in told if one.location.state == "loaded"}
+    had: dict[int, set[str]] = {}
+    for one in told:
+        if one.location.proven or one.location.state == "loaded":
+            had.setdefault(one.location.number, set()).add(one.pod)
+    return {number for number, pods in had.items() if loaded <= pods}
+
+
 # ---- how a model stands ----------------------------------------------------------------------------------------
 
 
@@ -177,7 +194,7 @@ def _standing(
         return _undeclared(declared, finding, told)
     copies = _copies(declared.target.number, told)
     failure = _remembered(model, copies, previous) or _failed(copies, finding)
-    if not copies.loaded and failure is not None:
+    if failure is not None and not copies.loaded:
         return _blocked(declared, copies, told, failure)
     if declared.stable is not None and declared.percent > 0:
         rolling = _rolling(declared, copies, told)
@@ -213,12 +230,12 @@ def _rolling(declared: Declared, copies: _Copies, told: Sequence[Told]) -> _Stan
     """The target is on its way while a pod serves what was before; None: it is there, or no pod has either."""
     assert declared.stable is not None, f"nothing is rolled: {declared}"
     stable = _copies(declared.stable.number, told)
-    if copies.loaded:
+    if copies.proven:
         if declared.percent == ALL:
             return None
         rest = f"number {stable.number} gets the rest"
-        message = f"number {copies.number} is loaded and gets {declared.percent} % of the requests, {rest}"
-        return _Standing("Loaded", "Loaded", "UpToDate", "True", "Canary", message)
+        message = f"number {copies.number} was loaded and gets {declared.percent} % of the requests, {rest}"
+        return _Standing(_served(declared, told), copies.state, "UpToDate", "True", "Canary", message)
     if stable.state not in {"Loaded", "Loading"}:
         return None
     message = f"number {copies.number} is being loaded; number {stable.number} is served meanwhile"
@@ -251,14 +268,15 @@ def _remembered(model: Model, copies: _Copies, previous: Object) -> _Failure | N
     known = part(previous, "modelStatus", "lastFailureInfo")
     word = text(condition({"status": previous}, "PredictorReady"), "reason")
     holds = word == PERMANENT or (word == PASSING and copies.state == "Loading")
-    if copies.loaded or copies.failed or not holds or text(known, "modelRevisionName") != _revision(model, copies.number):
+    if copies.proven or copies.failed or not holds or text(known, "modelRevisionName") != _revision(model, copies.number):
         return None
     return _Failure(word, text(known, "message"), copies.number, text(known, "location"))
 
 
 def _copies(number: int, told: Sequence[Told]) -> _Copies:
     of = {state: tuple(one for one in told if one.location.number == number and one.location.state == state) for state in _TOLD}
-    return _Copies(number, of["loaded"], of["loading"], of["failed"])
+    proven = any(one.location.number == number and one.location.proven for one in told)
+    return _Copies(number, of["loaded"], of["loading"], of["failed"], proven or bool(of["loaded"]))
 
 
 def _served(declared: Declared | None, told: Sequence[Told]) -> State:
@@ -278,10 +296,10 @@ def _meanwhile(declared: Declared | None) -> str:
 
 def _conditions(standing: _Standing, pool: Pool, previous: Object, now: str) -> list[dict[str, Any]]:
     """Ours and, untouched, everybody else's. Ready says what the others say, the worst first."""
-    predictor = {"type": "PredictorReady", "status": standing.ready, "reason": standing.word, "message": standing.message}
+    predictor = {"type": "PredictorReady", "status": standing.ready, "reason": standing.word, "message": _cut(standing.message)}
     ingress = {"type": "IngressReady", "status": pool.readiness}
     if not pool.ready:
-        ingress |= {"reason": pool.reason or "PoolNotReady", "message": f"pool {pool.name}: {pool.message}"}
+        ingress |= {"reason": pool.reason or "PoolNotReady", "message": _cut(f"pool {pool.name}: {pool.message}")}
     elif not pool.url:
         ingress |= {"status": "Unknown", "reason": "NoURL", "message": f"pool {pool.name} has no URL yet"}
     ready = {"type": "Ready", "status": "True"}
@@ -320,7 +338,7 @@ def _failure_info(model: Model, pool: Pool, standing: _Standing, previous: Objec
         failure = _Failure("RuntimeUnhealthy", pool.message, None, pool.owner.name)
     if failure is None:
         return {}
-    made = {"reason": failure.reason, "message": failure.message}
+    made = {"reason": failure.reason, "message": _cut(failure.message)}
     if failure.where:
         made["location"] = failure.where
     if failure.number is not None:
@@ -329,6 +347,10 @@ def _failure_info(model: Model, pool: Pool, standing: _Standing, previous: Objec
     same = {key: value for key, value in known.items() if key != "time"} == made
     since = text(known, "time") if same and not failure.at_s else ""
     return {"lastFailureInfo": made | {"time": since or _moment(failure.at_s or now_s)}}
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= MAX_MESSAGE_LENGTH else message[: MAX_MESSAGE_LENGTH - 3] + "..."
 
 
 def _revision(model: Model, number: int) -> str:

@@ -199,6 +199,8 @@ def _spec(predictor: Object) -> tuple[str, str, Object] | Invalid:
 
     KServe's webhook turns the older fields (``onnx``, ...) into ``model``; where it does not run, they come as written.
     """
+    if predictor.get("storageUris"):
+        return _invalid("spec.predictor.storageUris: a model lies in one place; set storageUri of spec.predictor.model instead")
     given = [field_name for field_name in ("model", *FRAMEWORKS) if isinstance(predictor.get(field_name), Mapping)]
     if len(given) != 1:
         found = f"there are {' and '.join(given)}" if given else "there is none"

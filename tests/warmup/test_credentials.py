@@ -208,6 +208,16 @@ def test_an_accounts_own_annotations_count_beside_its_role_for_less_than_a_secre
     assert (without.scope, dict(without.variables)) == ("secret/a", KEYS)
 
 
+def test_what_the_pools_own_account_says_beside_its_role_is_laid_over_the_pools_variables() -> None:
+    of = account(role="arn", s3_region="eu-1")
+    found = resolved(Wish(storage_uri=URI, service_account="pool"), of=of)
+    assert isinstance(found, Resolved)
+    assert found.scope.startswith("+")
+    assert dict(found.variables) == {"AWS_DEFAULT_REGION": "eu-1"}
+    assert resolved(BARE, of=of) == Resolved(URI, "")
+    assert resolved(BARE, of=of, pool_account="default") == found
+
+
 def test_a_secret_that_rotates_keeps_its_scope() -> None:
     before, after = (resolved(ANNOTATED, secrets={"mine": keys(key_id=key_id)}) for key_id in ("old", "new"))
     assert isinstance(before, Resolved)
@@ -280,6 +290,12 @@ def test_what_cannot_be_says_why_and_what_to_do(
     found = refusal(wish, of=of, secrets=secrets, config_maps=config_maps)
     assert (found.reason, found.passing) == ("InvalidPredictorSpec", passing)
     assert says in found.message
+
+
+def test_entries_that_are_no_text_are_passed_over() -> None:
+    held = keys()
+    held["data"] |= {"binary": base64.b64encode(b"\xff").decode(), "broken": "?"}
+    assert variables(ANNOTATED, secrets={"mine": held}) == KEYS
 
 
 def test_whoever_verifies_nothing_needs_no_certificates() -> None:

@@ -41,6 +41,11 @@ PATIENT = Effort("r1", NOW - 10)
 
 UNMARK: dict[str, str | None] = {MARK: None, FORMER: None}
 
+
+def released(annotations: dict[str, str | None]) -> Patch:
+    return Patch("r1", "7", UNMARK | annotations)
+
+
 TABLE: list[tuple[str, list[Pool], list[Revision], Effort | None, str, list[object]]] = [
     ("nothing is done for nobody", [NO_WISH], [ZERO], None, "off", []),
     ("a wish patches the Revision", [WISH], [PLAIN], None, "starting", [Patch("r1", "7", WARM)]),
@@ -62,18 +67,18 @@ TABLE: list[tuple[str, list[Pool], list[Revision], Effort | None, str, list[obje
     ("one that was there at the start is no news", [WISH], [replace(MARKED, ready=1)], None, "warm", []),
     ("a pod that went is waited for anew", [WISH], [MARKED], Effort("r1", 0, 1, 1, NOW - 50), "starting", []),
     ("a restart waits before it wakes", [WISH], [MARKED], None, "starting", []),
-    ("the time is over", [replace(WISH, warm_until_s=NOW)], [MARKED], None, "off", [Patch("r1", "7", UNMARK | {MIN_SCALE: None})]),
+    ("the time is over", [replace(WISH, warm_until_s=NOW)], [MARKED], None, "off", [released({MIN_SCALE: None})]),
     ("the wish is gone", [NO_WISH], [MARKED], WAITING, "off", [Patch]),
-    ("what was there comes back", [NO_WISH], [replace(MARKED, former="0")], None, "off", [Patch("r1", "7", UNMARK | {MIN_SCALE: "0"})]),
-    ("what is set meanwhile stays", [NO_WISH], [replace(MARKED, min_scale="3")], None, "off", [Patch("r1", "7", UNMARK)]),
-    ("what is removed meanwhile stays so", [NO_WISH], [replace(MARKED, min_scale=None)], None, "off", [Patch("r1", "7", UNMARK)]),
+    ("what was there comes back", [NO_WISH], [replace(MARKED, former="0")], None, "off", [released({MIN_SCALE: "0"})]),
+    ("what is set meanwhile stays", [NO_WISH], [replace(MARKED, min_scale="3")], None, "off", [released({})]),
+    ("what is removed meanwhile stays so", [NO_WISH], [replace(MARKED, min_scale=None)], None, "off", [released({})]),
     (
         "a rollout moves the patch",
         [replace(WISH, revision="r2")],
         [replace(MARKED, ready=1), Revision("r2", "9")],
         replace(WAITING, warm_s=NOW),
         "starting",
-        [Patch("r2", "9", WARM), Patch("r1", "7", UNMARK | {MIN_SCALE: None})],
+        [Patch("r2", "9", WARM), released({MIN_SCALE: None})],
     ),
     ("a Revision of nobody's pool is released", [], [MARKED], None, "", [Patch]),
     ("without a ready Revision it says so", [replace(WISH, revision="")], [], None, "unable", [Tell]),

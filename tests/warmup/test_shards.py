@@ -193,6 +193,13 @@ def test_a_damaged_secret_is_written_anew_and_what_is_said_of_it_holds_no_secret
     assert read_scopes(written, SCOPE_SHARD) == shards.ScopesRead(9, {SCOPE: SECRET})
 
 
+def test_a_secret_that_is_not_even_base64_is_written_anew() -> None:
+    held = stored(plan_scopes(POOL, SCOPE_SHARD, {SCOPE}, {SCOPE: SECRET}, None, now_ms=4).write)
+    held["data"] = {f"credentials-{SCOPE_SHARD}.json": "?hush"}
+    assert read_scopes(held, SCOPE_SHARD).scopes == {}
+    assert "hush" not in read_scopes(held, SCOPE_SHARD).damage
+
+
 def test_credentials_beyond_a_secrets_room_stay_out() -> None:
     scopes = [scope for scope in (f"secret/{number}" for number in range(100)) if credential_shard(scope) == 0][:3]
     plan = plan_scopes(POOL, 0, scopes, {scope: {"AWS_CA_BUNDLE_PEM": "x" * 400_000} for scope in scopes}, None, now_ms=1)

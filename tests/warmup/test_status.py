@@ -16,7 +16,7 @@ from predictor.declared import Declared, Location
 from predictor.report import LocationReport
 from tests.warmup.objects import Made, model_service, pool_service
 from warmup.rollout import Checked, Target
-from warmup.status import Told, events, patch, status, unchanged
+from warmup.status import Told, events, patch, proven, status, unchanged
 from warmup.view import Invalid, Model, Pool, model, pools
 
 POOL = pools([pool_service()], [], [], [])["gpu"]
@@ -48,7 +48,8 @@ def checked(
 
 
 def told(number: int, state: str, failure: str = "", *, pod: str = "pod-1", permanent: bool = False) -> Told:
-    return Told(pod, LocationReport(number, state, failure=failure, permanent=permanent, at_s=NOW_S - 60 if failure else 0.0))
+    at_s, has_been = NOW_S - 60 if failure else 0.0, state in {"loaded", "standby"}
+    return Told(pod, LocationReport(number, state, failure=failure, permanent=permanent, at_s=at_s, proven=has_been))
 
 
 def status_of(
@@ -284,6 +285,22 @@ INVALID = Invalid("NoSupportingRuntime", "sklearn is not served")
             id="a canary beside the old one: Ready",
         ),
         pytest.param(
+            Declared(B, A, 10),
+            checked(B),
+            [told(1, "loaded"), told(2, "standby")],
+            ("Loaded", "Standby", "UpToDate", "True"),
+            "Canary",
+            id="a canary that made room for others: Ready",
+        ),
+        pytest.param(
+            Declared(B, A),
+            checked(B),
+            [told(1, "loaded"), told(2, "standby")],
+            ("Standby", "Standby", "UpToDate", "True"),
+            "Standby",
+            id="the new one took over, and made room for others: Ready",
+        ),
+        pytest.param(
             Declared(B, A, 0),
             checked(B),
             [told(1, "loaded")],
@@ -368,6 +385,29 @@ def test_a_rollout_says_what_serves_meanwhile_and_the_address_stays_good() -> No
     assert made["url"] == POOL.url
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        pytest.param([], set(), id="no pod: none"),
+        pytest.param([told(1, "loaded")], {1}, id="one is loaded: that one"),
+        pytest.param([told(1, "loaded"), told(2, "loading")], {1}, id="the other is on its way: not yet"),
+        pytest.param([told(1, "loaded"), told(2, "standby")], {1, 2}, id="the other was loaded: both"),
+        pytest.param([told(1, "standby"), told(2, "standby")], {1, 2}, id="both were loaded: both"),
+        pytest.param([told(1, "loaded", pod="p"), told(2, "loaded", pod="q")], set(), id="one here, one there: neither"),
+        pytest.param(
+            [told(1, "loaded", pod="p"), told(2, "loaded", pod="p"), told(1, "loaded", pod="q")],
+            {1},
+            id="not in every pod: not yet",
+        ),
+        pytest.param(
+            [told(2, "loaded", pod="p"), told(1, "failed", "x", pod="q")], {2}, id="the other pod has neither: taken over"
+        ),
+    ],
+)
+def test_what_has_taken_over(said: list[Told], expected: set[int]) -> None:
+    assert proven(said) == expected
+
+
 @pytest.mark.parametrize("following", [[], [told(1, "loading")]])
 def test_a_failure_for_good_is_remembered_when_its_pod_is_gone(following: list[Told]) -> None:
     failed = status_of(Declared(A), checked(), told(1, "failed", "bad", permanent=True))
@@ -447,8 +487,8 @@ TOLD = st.lists(
     st.builds(
         told,
         st.sampled_from([1, 2, 3]),
-        st.sampled_from(["loading", "loaded", "failed", "unheard-of"]),
-        st.sampled_from(["", "bad"]),
+        st.sampled_from(["loading", "loaded", "failed", "standby", "unheard-of"]),
+        st.sampled_from(["", "bad", "bad " * 300]),
         pod=st.sampled_from(["p", "q"]),
         permanent=st.booleans(),
     ),
@@ -497,6 +537,10 @@ def test_for_every_history(history: list[tuple[Declared | None, Checked | Invali
             assert isinstance(finding, Checked)
             assert finding.target.is_at(declared.target)
         assert list(foreign(made)) == []
+        said_of_it = [one.get("message", "") for one in made["conditions"]] + [
+            one.message for one in events(MODEL, before, made)
+        ]
+        assert max(map(len, said_of_it)) <= 1000
         before = made
 
 

@@ -305,6 +305,12 @@ def with_labels(**labels: str) -> Made:
         ),
         pytest.param(model_service(storageUri=""), "InvalidPredictorSpec", "does not say where", id="no location"),
         pytest.param(
+            model_service(predictor={"model": {}, "storageUris": [{"uri": "s3://m/a"}]}),
+            "InvalidPredictorSpec",
+            "in one place",
+            id="several locations at once",
+        ),
+        pytest.param(
             model_service(storage={"key": "x"}), "InvalidPredictorSpec", "does not say where", id="a key without a path"
         ),
         pytest.param(

@@ -27,7 +27,7 @@ from warmup.reconcile import Controller, Parts, Pauses
 from warmup.secrets import ByName
 from warmup.settings import ControllerSettings, from_arguments
 from warmup.status import Occurrence
-from warmup.statuses import State, Statuses
+from warmup.statuses import State, Statuses, StatusPauses
 from warmup.summary import Summary
 from warmup.telemetry import METRICS
 from warmup.warming import Warming
@@ -108,7 +108,8 @@ def build(
     )
     findings = Findings(by_name, checks, config, settings.trust)
     summary = Summary(world, pods, history, telemetry)
-    statuses = Statuses(state, world, pods, announcer, history, pending_s=settings.pending_s, clock=time.time)
+    lasts = StatusPauses(pending_s=settings.pending_s, defer_s=settings.defer_s)
+    statuses = Statuses(state, world, pods, announcer, history, pauses=lasts, clock=time.time)
     controller.attach(
         Parts(kube, world, pods, by_name, findings, announcer, history, telemetry, leader.is_leader, summary, statuses)
     )
@@ -161,7 +162,7 @@ async def _answer(settings: ControllerSettings, built: Built) -> None:
         is_synced=lambda: built.world.synced,
         is_leader=built.leader.is_leader,
         troubles=built.world.troubles,
-        waiting=lambda: sum(map(len, works)),
+        waiting=lambda: sum(work.pressing() for work in works),
     )
     await api.serve(desk, settings.host, settings.port)
 

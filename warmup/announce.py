@@ -68,12 +68,12 @@ class Announcer:
         try:
             written = await self._kube.patch_status(INFERENCE_SERVICES, name, patch)
         except NotFound:
-            self._count("inferenceservices", "gone")
+            self.count("inferenceservices", "gone")
             return
         except KubeError as error:
-            self._count("inferenceservices", "conflict" if isinstance(error, Conflict) else "failed")
+            self.count("inferenceservices", "conflict" if isinstance(error, Conflict) else "failed")
             raise
-        self._count("inferenceservices", "ok")
+        self.count("inferenceservices", "ok")
         self._latest[name] = (str(found["metadata"].get("resourceVersion", "")), written)
 
     async def record(self, about: Object, occurrence: Occurrence, cause: str) -> None:
@@ -102,12 +102,13 @@ class Announcer:
         }
         try:
             await self._kube.create(EVENTS, event)
-            self._count("events", "ok")
+            self.count("events", "ok")
         except Conflict:
-            self._count("events", "conflict")  # it was told before a restart
+            self.count("events", "conflict")  # it was told before a restart
         except KubeError as error:
-            self._count("events", "failed")
+            self.count("events", "failed")
             log.warning("event %s about %s is lost: %s", occurrence.reason, metadata["name"], error.message)
 
-    def _count(self, resource: str, outcome: str) -> None:
+    def count(self, resource: str, outcome: str) -> None:
+        """One write, whoever made it."""
         self._telemetry.counter("hearth_controller_writes_total", resource, outcome).inc()

@@ -25,7 +25,7 @@ from predictor.declared import (
     model_shard,
 )
 from warmup import shards
-from warmup.kube import CONFIG_MAPS, SECRETS, Conflict, NotFound, Object, Resource
+from warmup.kube import CONFIG_MAPS, SECRETS, Conflict, KubeError, NotFound, Object, Resource
 from warmup.pods import Shard
 from warmup.view import Invalid, Pool
 
@@ -52,15 +52,24 @@ class Books:
     """Of one pool. ``load`` first.
 
     pool            as it was seen last; replace it when it changes
+    count           called with kind and outcome of every write
     secrets_read_s  moment of the loop's clock
     """
 
-    def __init__(self, kube: Cluster, pool: Pool, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        kube: Cluster,
+        pool: Pool,
+        *,
+        clock: Callable[[], float] = time.time,
+        count: Callable[[str, str], None] = lambda _resource, _outcome: None,
+    ) -> None:
         self.pool = pool
         self._left_out: dict[str, Invalid] = {}
         self.secrets_read_s = 0.0
         self._kube = kube
         self._clock = clock
+        self._count = count
         self._wanted: list[dict[str, Declared]] = [{} for _ in range(MODEL_SHARDS)]
         self._written: list[Mapping[str, Declared]] = [{} for _ in range(MODEL_SHARDS)]
         self._serials = [0] * MODEL_SHARDS
@@ -290,13 +299,15 @@ class Books:
         raise Conflict(f"{credential_secret(self.pool.name, shard)} is written by somebody else again and again")
 
     async def _put(self, resource: Resource, write: shards.Write) -> Object:
-        if write.replaces:
-            try:
-                made = await self._kube.replace(resource, write.body)
-            except NotFound:
-                raise Conflict(f"{write.body['metadata']['name']} was deleted by somebody") from None
-        else:
-            made = await self._kube.create(resource, write.body)
+        try:
+            made = await (self._kube.replace if write.replaces else self._kube.create)(resource, write.body)
+        except (Conflict, NotFound) as error:
+            self._count(resource.plural, "conflict")
+            raise Conflict(f"{write.body['metadata']['name']}: {error.message}") from None
+        except KubeError:
+            self._count(resource.plural, "failed")
+            raise
+        self._count(resource.plural, "ok")
         self._own_versions.append(_version(made))
         return made
 

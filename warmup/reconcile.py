@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ POOL_PASSES: Final = 4
 STATUS_PASSES: Final = 8
 UNKNOWN_RUNTIME_AFTER_S: Final = 10.0
 """A pool may be applied after its models."""
+
+TOLD: Final = math.inf
+"""Instead of the moment at which it is to be told."""
 
 REFRESH_AGAIN_S: Final = 5.0
 """The kubelet may have looked at a Secret's old contents when it was told to look."""
@@ -93,7 +97,7 @@ class Controller(Listener):
         self._pauses = pauses
         self._clock = clock
         self._max_models = max_models
-        self._strangers: set[str] = set()
+        self._strangers: dict[str, float] = {}
         self._refreshed_s: dict[str, float] = {}
         self._remarks: dict[str, str] = {}
         self._synced = False
@@ -215,7 +219,7 @@ class Controller(Listener):
             return None
         books = self.state.books.get(name)
         if books is None or books.pool.owner.uid != pool.owner.uid:
-            books = Books(parts.kube, pool, clock=self._clock)
+            books = Books(parts.kube, pool, clock=self._clock, count=parts.announcer.count)
             await books.load()
             self.state.books[name] = books
             for model in {*books.names, *parts.world.models()}:
@@ -254,6 +258,7 @@ class Controller(Listener):
             with contextlib.suppress(NotFound):
                 mark = {"metadata": {"annotations": {REFRESHED: f"{max(wanted.values())}.{int(self._clock())}"}}}
                 await self.parts.kube.patch(PODS, pod.ref.name, mark)
+                self.parts.announcer.count("pods", "ok")
         return again_s
 
     async def _remark(self, pool: Pool) -> None:
@@ -278,50 +283,55 @@ class Controller(Listener):
         if not (parts.may_write() and self._synced):
             return None
         found = parts.world.inference_services.objects.get(name)
-        runtimes = parts.world.serving_runtimes.objects.keys()
-        whose = (
-            None
-            if found is None
-            else view.model(parts.announcer.latest(found), self.state.pools, runtimes, annotation=parts.findings.annotation)
-        )
-        if not isinstance(whose, Model):
-            self._drop(name)
-            if isinstance(whose, Stranger) and found is not None:
-                return await self._stranger(name, found, whose)
-            self._strangers.discard(name)
-            return None
-        self._strangers.discard(name)
-        for pool, books in self.state.books.items():
-            if pool != whose.pool and books.declare(name, None):
-                self.pools_work.add(pool, self._pauses.flush_s)
-        books_ = self.state.books.get(whose.pool)
-        if books_ is None:
-            self.pools_work.add(whose.pool)
+        whose = None if found is None else self._whose(found)
+        if isinstance(whose, Model):
+            self._strangers.pop(name, None)
+            return await self._model(whose)
+        self._drop(name)
+        if isinstance(whose, Stranger) and found is not None:
+            return await self._stranger(name, found, whose)
+        self._strangers.pop(name, None)
+        return None
+
+    def _whose(self, found: Object) -> Model | Stranger | None:
+        latest, runtimes = self.parts.announcer.latest(found), self.parts.world.serving_runtimes.objects.keys()
+        return view.model(latest, self.state.pools, runtimes, annotation=self.parts.findings.annotation)
+
+    async def _model(self, model: Model) -> float | None:
+        name, pool = model.name, model.pool
+        for other, others in self.state.books.items():
+            if other != pool and others.declare(name, None):
+                self.pools_work.add(other, self._pauses.flush_s)
+        books = self.state.books.get(pool)
+        if books is None:
+            self.pools_work.add(pool)
             return None  # that pass adds every model again
         if name not in self.state.tracked and len(self.state.tracked) >= self._max_models:
             log.warning("model %s is left out: there are %d already (HEARTH_CONTROLLER_MAX_MODELS)", name, self._max_models)
             return POOL_AGAIN_S
-        seen = await parts.findings.of(whose, self.state.pools[whose.pool], books_)
-        if self.state.books.get(whose.pool) is not books_ or not parts.may_write():
-            return None
-        self._decide(whose, books_, seen.finding)
-        if seen.variables is not None and books_.resolve(seen.scope, seen.variables):
-            self.pools_work.add(whose.pool, self._pauses.flush_s)
-        self._track(whose, seen.finding, seen.scope)
-        self.status_work.add(name)
+        seen = await self.parts.findings.of(model, self.state.pools[pool], books)
+        if self.state.books.get(pool) is books and self.parts.may_write():  # else a later pass begins from what is then
+            self._decide(model, books, seen.finding)
+            if seen.variables is not None and books.resolve(seen.scope, seen.variables):
+                self.pools_work.add(pool, self._pauses.flush_s)
+            self._track(model, seen.finding, seen.scope)
+            self.status_work.add(name)
         return None
 
     def _decide(self, model: Model, books: Books, finding: Checked | Invalid) -> None:
         """What is declared follows; nothing else happens here."""
         told, _ = self.parts.statuses.told(model, books)
-        loaded = {each.location.number for each in told if each.location.state == "loaded"}
+        loaded = {each.location.number for each in told if each.location.state == "loaded" or each.location.proven}
         old = books.get(model.name)
         checked = finding if isinstance(finding, Checked) else None
         declared = rollout.settled(old, loaded) if checked is None else rollout.next_declared(old, checked, loaded)
-        if books.declare(model.name, declared):
-            self.pools_work.add(model.pool, self._pauses.flush_s)
-            if declared is not None:
-                self.parts.history.own(model.name, "declared", f"{declared.target.uri} ({declared.percent} %)", self._clock())
+        if not books.declare(model.name, declared):
+            return
+        self.pools_work.add(model.pool, self._pauses.flush_s)
+        if declared is not None:
+            beside = f" beside number {declared.stable.number}, {declared.stable.uri}" if declared.stable is not None else ""
+            text = f"number {declared.target.number}, {declared.target.uri}, for {declared.percent} %{beside}"
+            self.parts.history.own(model.name, "declared", text, self._clock())
 
     async def _status_pass(self, name: str) -> float | None:
         return await self.parts.statuses.look(name)
@@ -349,12 +359,14 @@ class Controller(Listener):
 
     async def _stranger(self, name: str, found: Object, whose: Stranger) -> float | None:
         """Leave it alone; tell once who names a runtime that nobody has."""
-        if not whose.unknown_runtime:
+        now_s = asyncio.get_running_loop().time()
+        due_s = self._strangers.setdefault(name, now_s + self._pauses.unknown_s)
+        if not whose.unknown_runtime or due_s == TOLD:
             return None
-        if name not in self._strangers:
-            self._strangers.add(name)
-            return self._pauses.unknown_s
+        if now_s < due_s:
+            return due_s - now_s
         if await self.parts.announcer.allowed():
+            self._strangers[name] = TOLD
             text = f"no pool and no ServingRuntime of this namespace is called {whose.unknown_runtime}"
             await self.parts.announcer.record(found, Occurrence("Warning", "UnknownRuntime", text), whose.unknown_runtime)
         return None

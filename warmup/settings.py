@@ -55,6 +55,7 @@ class ControllerSettings(BaseSettings):
     secret_refresh_s: float = Field(30.0, ge=1, description="How often Secrets in use are read again: they are never watched.")
     flush_s: float = Field(0.2, ge=0, le=5, description="Changes within so long of each other are written as one.")
     pending_s: float = Field(2.0, ge=0, le=60, description="A new model's status says Pending if its check takes longer.")
+    defer_s: float = Field(1.0, ge=0, le=60, description="KServe's controller gets so long to write a new status first.")
     write_rate_per_s: float = Field(20.0, gt=0, description="Statuses and Events written a second, in the long run.")
     write_burst: int = Field(50, ge=1, description="Of those, how many at once.")
     max_models: int = Field(50_000, ge=1, description="Model InferenceServices; those beyond get a status that says so.")

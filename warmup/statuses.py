@@ -52,8 +52,21 @@ class State:
     tracked: dict[str, Tracked] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class StatusPauses:
+    """In seconds.
+
+    pending_s  a new model's status says Pending if its check takes longer
+    defer_s    KServe's controller writes a status of its own into whatever is new, and complains in an Event when somebody
+               else was faster
+    """
+
+    pending_s: float = 2.0
+    defer_s: float = 1.0
+
+
 class Statuses:
-    """Of all models. pending_s: a new model's status says Pending if its check takes longer."""
+    """Of all models."""
 
     def __init__(
         self,
@@ -63,7 +76,7 @@ class Statuses:
         announcer: Announcer,
         history: History,
         *,
-        pending_s: float,
+        pauses: StatusPauses,
         clock: Callable[[], float],
     ) -> None:
         self._state = state
@@ -71,7 +84,7 @@ class Statuses:
         self._pods = pods
         self._announcer = announcer
         self._history = history
-        self._pending_s = pending_s
+        self._pauses = pauses
         self._clock = clock
 
     async def look(self, name: str) -> float | None:
@@ -109,21 +122,30 @@ class Statuses:
         books, pool = self._state.books.get(tracked.model.pool), self._state.pools.get(tracked.model.pool)
         if books is None or pool is None or not books.is_written(name):
             return None  # the pool's pass comes first, and adds the model again
-        now_s = asyncio.get_running_loop().time()
         declared = books.written(name)
         finding = books.no_room(name, tracked.scope) or tracked.finding
-        if isinstance(finding, Checked) and finding.state == "pending":
-            if declared is not None and finding.target.is_at(declared.target):
-                return None
-            if now_s < tracked.since_s + self._pending_s:
-                return tracked.since_s + self._pending_s - now_s
+        if isinstance(finding, Checked) and finding.state == "pending" and declared and finding.target.is_at(declared.target):
+            return None
         told, behind = self.told(tracked.model, books)
-        if behind and now_s < tracked.written_s + BEHIND_LIMIT_S:
-            return BEHIND_S
         found = self._announcer.latest(found)
         previous = found.get("status") or {}
+        wait_s = self._too_early_s(tracked, finding, behind=behind, is_new="deploymentMode" not in previous)
+        if wait_s > 0:
+            return wait_s
         new = status.status(tracked.model, pool, declared, finding, told, previous, self._clock())
         return None if status.unchanged(previous, new) else (found, tracked, new)
+
+    def _too_early_s(self, tracked: Tracked, finding: Checked | Invalid, *, behind: bool, is_new: bool) -> float:
+        """How long to wait with a word; 0 or less: not at all."""
+        now_s = asyncio.get_running_loop().time()
+        wait_s = 0.0
+        if isinstance(finding, Checked) and finding.state == "pending":
+            wait_s = tracked.since_s + self._pauses.pending_s - now_s
+        if is_new:
+            wait_s = max(wait_s, tracked.since_s + self._pauses.defer_s - now_s)
+        if behind and now_s < tracked.written_s + BEHIND_LIMIT_S:
+            wait_s = max(wait_s, BEHIND_S)
+        return wait_s
 
 
 def _moment_of_ready(before: Object) -> str:

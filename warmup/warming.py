@@ -68,7 +68,7 @@ class Warming:
         self.revisions = Watched(kube, REVISIONS, _asked, pace=pace)
         self.scalers = Watched(kube, POD_AUTOSCALERS, _scale, pace=pace)
         self.states: Mapping[str, State] = {}
-        """By pool: how it stands with its warmth."""
+        """By pool: how it stands with its warmth. Empty while this controller does not act."""
         self._kube = kube
         self._pools = pools
         self._may_act = may_act
@@ -97,7 +97,7 @@ class Warming:
     async def tick(self) -> None:
         """Look, decide, act. Never raises what the API server may say: the next look finds what is still missing."""
         if not (self.revisions.synced and self.scalers.synced and self._may_act()):
-            self._efforts = {}
+            self._efforts, self.states = {}, {}
             return
         decision = prewarm.decide(self._pools(), self._seen(), self._efforts, now_s=self._clock())
         self._efforts, self.states = decision.efforts, decision.states

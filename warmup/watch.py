@@ -7,6 +7,7 @@ made of the objects is the callers' business.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Mapping
@@ -138,15 +139,17 @@ class Watched(Generic[Kept]):
             await self._list()
             self._listed_s = self._heard_s = loop.time()
         lasts_s = self._pace.watch_s * self._random.uniform(0.8, 1.2)
-        async for event in self._kube.watch(self.resource, self._version, labels=self._labels, timeout_s=lasts_s):
-            self._heard_s = loop.time()
-            self.error = ""
-            found = event["object"]
-            if event["type"] == "DELETED":
-                self._put(name_of(found), None)
-            elif event["type"] != "BOOKMARK":
-                self._put(name_of(found), self._keep(found))
-            self._version = str(found["metadata"]["resourceVersion"])
+        stream = self._kube.watch(self.resource, self._version, labels=self._labels, timeout_s=lasts_s)
+        async with contextlib.aclosing(stream):
+            async for event in stream:
+                self._heard_s = loop.time()
+                self.error = ""
+                found = event["object"]
+                if event["type"] == "DELETED":
+                    self._put(name_of(found), None)
+                elif event["type"] != "BOOKMARK":
+                    self._put(name_of(found), self._keep(found))
+                self._version = str(found["metadata"]["resourceVersion"])
         self._heard_s = loop.time()
 
     async def _list(self) -> None:

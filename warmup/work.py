@@ -47,9 +47,6 @@ class Work:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
 
-    def __len__(self) -> int:
-        return len(self._due) + len(self._running)
-
     def add(self, name: str, delay_s: float = 0.0) -> None:
         """A pass within ``delay_s``; one that is due sooner stands for this one, too."""
         assert name, f"{self.kind}: nothing has no name"
@@ -63,10 +60,10 @@ class Work:
         heapq.heappush(self._heap, (due_s, name))
         self._wake.set()
 
-    def pressing(self, within_s: float) -> bool:
-        """Whether a pass runs, or is due so soon."""
+    def pressing(self, within_s: float = 1.0) -> int:
+        """How many passes run, or are due so soon. Those that wait for time to go by are none of them."""
         soon_s = asyncio.get_running_loop().time() + within_s
-        return bool(self._running) or any(due_s <= soon_s for due_s in self._due.values())
+        return len(self._running) + sum(due_s <= soon_s for due_s in self._due.values())
 
     def clear(self) -> None:
         """Forget what waits. What runs ends by itself."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from predictor.declared import CREDENTIAL_SHARDS, MODEL_SHARDS, credential_secret, model_config_map
+from predictor.declared import CREDENTIAL_SHARDS, MODEL_SHARDS, credential_file, credential_secret, model_config_map
 from tests.e2e import surroundings
 from tests.e2e.conftest import Bucket
 from tests.e2e.kubernetes import KubectlFailed, Namespace, eventually
@@ -203,16 +203,18 @@ def test_a_pool_without_kserve_answers(
 def test_a_pool_without_knative_answers(request: pytest.FixtureRequest, tmp_path: Path, bucket: Bucket) -> None:
     """A Deployment and its Service, asked through the API server's proxy."""
     with namespace_of_its_own(request, "deployment") as namespace:
+        document = f"--from-literal={credential_file(0)}=whatever the controller makes of it"
+        namespace.kubectl("create", "secret", "generic", credential_secret("pool", 0), document)
         patch = SMALL.format(containers="/spec/template/spec/containers")
         _apply(namespace, tmp_path, bucket, overlay="overlays/deployment", target={"kind": "Deployment"}, patch=patch)
-        namespace.kubectl(
-            "rollout", "status", "deployment/pool", f"--timeout={READY_TIMEOUT_S:.0f}s", timeout_s=READY_TIMEOUT_S + 10
-        )
+        rollout(namespace, "pool")
         for model in bucket.models:
             (tmp_path / "question.json").write_text(json.dumps(question(model.images)))
             path = f"/api/v1/namespaces/{namespace.name}/services/pool:http/proxy/v2/models/{model.name}/infer"
             told = namespace.kubectl("create", "--raw", path, "-f", str(tmp_path / "question.json"))
             assert_right(json.loads(told), model)
+        mounted = namespace.kubectl("exec", "deployment/pool", "--", "cat", f"/etc/hearth/credentials/{credential_file(0)}")
+        assert mounted, "the pod's user can read what is mounted"
 
 
 def test_a_gpu_pool_gets_a_gpu_with_knatives_two_features(
@@ -252,7 +254,7 @@ def features(*names: str) -> Iterator[None]:
 
 
 def _apply(namespace: Namespace, folder: Path, bucket: Bucket, *, overlay: str, target: Mapping[str, str], patch: str) -> None:
-    """Apply an overlay with the images under test, the bucket's models, and ``patch`` on its pool."""
+    """Apply an overlay with the images under test, the bucket's models, and ``patch`` on its pool; wait for the controller."""
     write_kustomization(
         folder,
         namespace=namespace.name,
@@ -261,3 +263,10 @@ def _apply(namespace: Namespace, folder: Path, bucket: Bucket, *, overlay: str, 
         patches=[{"target": {**target, "name": "pool"}, "patch": patch}],
     )
     namespace.apply(folder)
+    rollout(namespace, "hearth-controller")
+
+
+def rollout(namespace: Namespace, deployment: str) -> None:
+    """Return when all pods of a Deployment are Ready."""
+    limit = f"--timeout={READY_TIMEOUT_S:.0f}s"
+    namespace.kubectl("rollout", "status", f"deployment/{deployment}", limit, timeout_s=READY_TIMEOUT_S + 10)

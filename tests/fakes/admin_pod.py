@@ -20,6 +20,7 @@ class AdminPod:
     """Use as an async context manager.
 
     loads        told of every location that is declared; "": stands by
+    only         of these models; empty: of all
     misbehaves   ``hang``, ``garbage``, ``huge``, ``older`` (404) or a status; "": not at all
     on_request   called at each request, with the path
     """
@@ -37,6 +38,7 @@ class AdminPod:
     requests: list[str] = field(default_factory=list)
     on_request: Callable[[str], None] = lambda _: None
     state: str = "serving"
+    only: set[str] = field(default_factory=set)
 
     async def __aenter__(self) -> Self:
         self._released = asyncio.Event()
@@ -107,7 +109,7 @@ class AdminPod:
                 ),
             )
             for name, model in self.models.items()
-            if self.loads
+            if self.loads and name in (self.only or {name})
         )
         assert self.began_s is not None
         report = PodReport(

@@ -54,8 +54,8 @@ class Running:
     async def until(self, holds: Callable[[], Any]) -> None:
         """Return once it holds; looked at after every write to the cluster and every pass."""
         async with asyncio.timeout(LIMIT_S):
-            while not holds():
-                await asyncio.sleep(0.005)  # noqa: ASYNC110 - it looks at an API server, a pod and queues together
+            while not holds():  # noqa: ASYNC110 - it looks at an API server, a pod and queues together
+                await asyncio.sleep(0.005)
 
     async def settle(self) -> None:
         """Return when nothing waits for a pass, but what waits for time to go by."""
@@ -63,7 +63,7 @@ class Running:
         def quiet() -> bool:
             works = self.built.controller
             return all(
-                not work.pressing(1.0) for work in (works.models_work, works.pools_work, works.status_work, works.view_work)
+                not work.pressing() for work in (works.models_work, works.pools_work, works.status_work, works.view_work)
             )
 
         async with asyncio.timeout(LIMIT_S):
@@ -76,7 +76,7 @@ class Running:
 def settings(**more: Any) -> ControllerSettings:
     given = {
         "namespace": NAMESPACE, "identity": "one", "poll_s": 0.1, "flush_s": 0.01, "pending_s": 0.3, "check_retry_s": 0.05,
-        "check_retry_max_s": 0.2, "write_rate_per_s": 1000, "secret_refresh_s": 1,
+        "check_retry_max_s": 0.2, "write_rate_per_s": 1000, "secret_refresh_s": 1, "defer_s": 0,
     }  # fmt: skip
     return ControllerSettings(**{**given, **more})
 

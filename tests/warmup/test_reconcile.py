@@ -29,6 +29,7 @@ from tests.warmup.controlling import (
 )
 from warmup.checks import Finding
 from warmup.kube import Kube, Object, Resource, Unreachable
+from warmup.view import Invalid
 
 BROKEN = Finding(ok=False, reason="InvalidModel", message="holds no model")
 AWAY = Finding(ok=False, reason="StoreUnavailable", message="the store is away", passing=True)
@@ -277,6 +278,42 @@ async def test_no_secret_is_in_a_config_map_a_status_or_an_event(fake: FakeKube,
     assert "hidden-key" not in caplog.text
 
 
+# ---- thousands ---------------------------------------------------------------------------------------------------
+
+
+async def test_one_pods_news_of_a_few_models_costs_passes_of_those_alone(fake: FakeKube) -> None:
+    names = [f"m{number}" for number in range(300)]
+    for name in names:
+        put_model(fake, name)
+    async with AdminPod() as pod, running(fake) as it:
+        put_pod(fake, pod.address)
+        await it.until(lambda: len(it.built.controller.state.tracked) == 300 and len(pod.models) == 300)
+        await it.until(lambda: all_ready(fake, names))
+        await it.settle()
+
+        def passes() -> float:
+            return float(it.built.telemetry.counter("hearth_controller_passes_total", "model", "ok")._value.get())
+
+        before = passes()
+        await pod.until_asked(3)
+        assert passes() == before
+        pod.loads, pod.only = "loaded", {"m1", "m2"}
+        await it.until(lambda: all(model_status(fake, name)["states"]["targetModelState"] == "Loaded" for name in ("m1", "m2")))
+        await it.settle()
+        assert passes() - before <= 6
+
+
+async def test_a_catalogue_for_which_there_is_no_room_says_so_and_keeps_what_it_has(fake: FakeKube) -> None:
+    put_model(fake, "m")
+    async with running(fake) as it:
+        await it.until(lambda: ready(fake, "m") == "True")
+        books = it.built.controller.state.books["gpu"]
+        books._left_out["m"] = Invalid("InvalidPredictorSpec", "the catalogue is full", passing=True)
+        it.built.controller.status_work.add("m")
+        await it.until(lambda: ready(fake, "m") == "False")
+        assert "full" in model_status(fake, "m")["lastFailureInfo"]["message"]
+
+
 # ---- what fails --------------------------------------------------------------------------------------------------
 
 
@@ -358,7 +395,7 @@ async def test_a_config_map_that_somebody_deleted_or_changed_is_written_again(fa
         assert shard_of(fake, "m").serial > serial
         found = fake.object("configmaps", name, namespace=NAMESPACE)
         assert found is not None
-        fake.put("configmaps", found | {"data": {key: "{}" for key in found["data"]}}, namespace=NAMESPACE)
+        fake.put("configmaps", found | {"data": dict.fromkeys(found["data"], "{}")}, namespace=NAMESPACE)
         await it.until(lambda: "models" in next(iter(fake.objects("configmaps", namespace=NAMESPACE)[name]["data"].values())))
         await it.until(lambda: declared(fake, "m") is not None)
 

@@ -110,8 +110,11 @@ class Books:
         return self._written[model_shard(name)].get(name)
 
     def is_written(self, name: str) -> bool:
-        """Whether the cluster has what is declared, or cannot have it for want of room."""
-        return model_shard(name) not in self._dirty_models
+        """Whether the cluster has what is declared of a model, or cannot have it for want of room.
+
+        Of each model alone: a neighbour's change meanwhile says nothing about this one, and nobody would ask again after it.
+        """
+        return self.get(name) == self.written(name) or name in self._left_out
 
     def since(self, name: str) -> int:
         """The serial of its shard since which its locations mean what they mean now."""

@@ -20,7 +20,7 @@ from typing import Final
 
 from predictor.report import Happened
 from predictor.telemetry import Telemetry
-from warmup import rollout, view
+from warmup import rollout, status, view
 from warmup.announce import Announcer
 from warmup.books import Books
 from warmup.findings import Findings
@@ -321,7 +321,7 @@ class Controller(Listener):
     def _decide(self, model: Model, books: Books, finding: Checked | Invalid) -> None:
         """What is declared follows; nothing else happens here."""
         told, _ = self.parts.statuses.told(model, books)
-        loaded = {each.location.number for each in told if each.location.state == "loaded" or each.location.proven}
+        loaded = status.proven(told)
         old = books.get(model.name)
         checked = finding if isinstance(finding, Checked) else None
         declared = rollout.settled(old, loaded) if checked is None else rollout.next_declared(old, checked, loaded)

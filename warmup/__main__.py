@@ -119,6 +119,7 @@ def build(
         clock=time.time,
         pace=pace,
     )
+    summary.warmth = lambda: warming.states
     return Built(controller, leader, checks, pods, world, summary, telemetry, warming)
 
 

@@ -184,7 +184,7 @@ class Controller:
         try:
             answer = await self._kube.ask(SERVICE, PORT, f"hearth/v1/{route}", query)
         except NotFound as error:
-            hint = "name another one with -n, or install one (manifests/base)"
+            hint = f"name another one with -n, or install one (manifests/base); {error.message}"
             raise NoController(f"namespace {namespace} has no Hearth controller (Service {SERVICE}): {hint}") from error
         except Forbidden as error:
             needed = f'resources: ["services/proxy"], resourceNames: ["{SERVICE}:{PORT}"], verbs: ["get"]'
@@ -325,7 +325,9 @@ def _progress(pool: Pool | None, *, warm: bool) -> tuple[str, bool]:
         # How long a pod then stays is Knative's affair: its window, its grace period, requests.
         return "its pods go when nobody asks for a while" if pool.pods else "no pod runs", True
     serving = next((pod.name for pod in pool.pods if pod.state == SERVING), "")
-    return (f"{serving} serves", True) if serving else (_obstacle(pool), False)
+    if serving or pool.warm == "warm":
+        return f"{serving or 'a pod'} serves", True
+    return _obstacle(pool), False
 
 
 def _obstacle(pool: Pool) -> str:

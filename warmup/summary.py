@@ -6,7 +6,7 @@ A model's state is what its InferenceService's status says, so that every contro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from predictor.errors import UnknownModel
@@ -26,6 +26,8 @@ class Summary:
 
     def __init__(self, world: World, pods: Pods, history: History, telemetry: Telemetry) -> None:
         self.pools: Mapping[str, Pool] = {}
+        self.warmth: Callable[[], Mapping[str, str]] = dict
+        """By pool: how it stands with its warmth (prewarm.State). Set by who keeps them warm."""
         self._world = world
         self._pods = pods
         self._history = history
@@ -43,6 +45,8 @@ class Summary:
                 "reason": pool.message or pool.reason,
                 "url": pool.url,
                 "address": pool.address,
+                "service": pool.service,
+                "warm": self.warmth().get(pool.name, ""),
                 "warm_until_s": pool.warm_until_s,
                 "pods": [
                     {

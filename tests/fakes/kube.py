@@ -92,6 +92,7 @@ class Asked:
     rest: str
     query: dict[str, str]
     body: Any
+    authorization: str = ""
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ class FakeKube:
         query = dict(request.query)
         body = json.loads(await request.read() or "null") if request.method in ("POST", "PUT", "PATCH", "DELETE") else None
         verb = _verb(request.method, name, query)
-        self.asked.append(Asked(verb, plural, name, rest, query, body))
+        self.asked.append(Asked(verb, plural, name, rest, query, body, request.headers.get("Authorization", "")))
         self._arrived.set()
         if await self._faulty(verb, plural, request):
             return web.Response()

@@ -226,6 +226,15 @@ async def test_warm_writes_the_moment_and_waits_until_a_pod_serves(desk: Desk, c
     assert 7100 < left_s <= 7200
 
 
+async def test_a_pod_that_tells_nothing_is_believed_when_knative_calls_it_ready(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk.later = [[{"name": "gpu-abc", "state": "older"}]]
+    desk.pools[1]["warm"] = "warm"
+    assert await hearth("warm", "gpu") == 0
+    assert "a pod serves" in capsys.readouterr().out
+
+
 async def test_warm_off_removes_it(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     await hearth("warm", "gpu", "--no-wait")
     assert warm_until(desk.fake, "servingruntimes", "gpu")

@@ -7,12 +7,16 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import certifi
 import pytest
+from kubernetes.aio.config import incluster_config
 
 from tests.e2e.surroundings import said
 from tests.fakes.kube import FakeKube
 from warmup import kube as api
+from warmup import kubeconfig
 from warmup.kube import CONFIG_MAPS, INFERENCE_SERVICES, SECRETS, Kube, KubeError, Object, Resource, name_of
 
 REAL = said("NAMESPACE", "")
@@ -324,3 +328,29 @@ async def test_the_namespace_is_the_given_one_else_the_contexts_else_default(
     for given, context, expected in (("", "", "team"), ("mine", "", "mine"), ("", "there", "default")):
         async with await Kube.connect(given, context=context) as connected:
             assert connected.namespace == expected
+
+
+async def test_the_kubeconfigs_token_is_sent(fake: FakeKube, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(KUBECONFIG.replace("http://127.0.0.1:1", fake.url))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    async with await Kube.connect() as connected:
+        await connected.list(CONFIG_MAPS)
+    assert fake.asked[-1].authorization == "Bearer t"
+
+
+async def test_in_a_pod_it_is_the_service_accounts_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, text in (("token", "t0ken"), ("namespace", "team\n")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", certifi.where())
+    monkeypatch.setattr(kubeconfig, "NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    async with await Kube.connect() as connected:
+        assert connected.namespace == "team"
+    configuration, namespace = await kubeconfig.credentials()
+    assert configuration.host == "https://10.0.0.1:443"
+    assert await configuration.get_api_key_with_prefix("BearerToken") == "bearer t0ken"
+    assert configuration.refresh_api_key_hook is not None  # the file is read anew once a minute
+    assert namespace == "team"

@@ -55,8 +55,8 @@ def _controller_settings() -> str:
     ]
     return (
         "\n## The controller\n\n"
-        "The same of `hearth controller`. It looks at models without credentials of their own as their pool does: by the `AWS_*`\n"
-        "variables of the pool's container, and where those say nothing, by its own.\n\n"
+        "The same of `hearth controller`. It looks at models without credentials of their own as their pool does: by the\n"
+        "`AWS_*` variables of the pool's container, and where those say nothing, by its own.\n\n"
         "| variable | flag | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 

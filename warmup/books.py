@@ -82,6 +82,7 @@ class Books:
         self._dirty_scopes: set[int] = set()
         self._doubted: set[int] = set()
         self._homeless: dict[str, Invalid] = {}
+        self._news: set[str] = set()
         self._own_versions: deque[str] = deque(maxlen=OWN_VERSIONS * MODEL_SHARDS)
 
     # ---- reading ----------------------------------------------------------------------------------------------
@@ -206,39 +207,34 @@ class Books:
 
     # ---- writing ----------------------------------------------------------------------------------------------
 
-    async def flush(self, may_write: Callable[[], bool]) -> set[str]:
-        """Write what changed. The value: models whose declarations were written, or found to be others by then.
-
-        Raises KubeError: what was written by then counts, the rest is still to be written.
-        """
-        changed: set[str] = set()
+    async def flush(self, may_write: Callable[[], bool]) -> None:
+        """Write what changed. Raises KubeError: what was written by then counts, the rest is still to be written."""
         for shard in sorted(self._doubted):
-            changed |= await self._reread(shard)
+            self._news |= await self._reread(shard)
             self._doubted.discard(shard)
         await _each(sorted(self._dirty_scopes), lambda shard: self._write_scopes(shard, may_write))
-
-        async def write(shard: int) -> None:
-            changed.update(await self._write_models(shard, may_write))
-
-        await _each(sorted(self._dirty_models), write)
+        await _each(sorted(self._dirty_models), lambda shard: self._write_models(shard, may_write))
         await _each(
             sorted(self._dirty_scopes), lambda shard: self._write_scopes(shard, may_write)
         )  # that nobody needs any more
-        return changed
 
-    async def _write_models(self, shard: int, may_write: Callable[[], bool]) -> set[str]:
-        reread: set[str] = set()
+    def news(self) -> set[str]:
+        """Models whose declarations were written since this was asked last, also by a flush that failed, or are others now."""
+        news, self._news = self._news, set()
+        return news
+
+    async def _write_models(self, shard: int, may_write: Callable[[], bool]) -> None:
         for _ in range(3):
             wanted = dict(self._wanted[shard])
             plan = shards.plan_models(self.pool, shard, wanted, self._config_maps[shard], now_ms=int(self._clock() * 1000))
             if plan.write is not None:
                 if not may_write():
-                    return reread
+                    return
                 try:
                     self._config_maps[shard] = await self._put(CONFIG_MAPS, plan.write)
                 except Conflict:
                     log.info("%s was written by somebody else: it is read again", plan.write.body["metadata"]["name"])
-                    reread |= await self._reread(shard)
+                    self._news |= await self._reread(shard)
                     continue
                 self._serials[shard] = plan.write.serial
             before, self._written[shard] = self._written[shard], plan.models
@@ -251,7 +247,8 @@ class Books:
                     self._dirty_scopes.add(credential_shard(location.scope))
             if self._wanted[shard] == wanted:  # else somebody declared more meanwhile: the next flush
                 self._dirty_models.discard(shard)
-            return changed | reread
+            self._news |= changed
+            return
         raise Conflict(f"{model_config_map(self.pool.name, shard)} is written by somebody else again and again")
 
     def _date(self, name: str, before: Declared | None, after: Declared | None, shard: int) -> None:

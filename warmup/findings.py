@@ -14,7 +14,7 @@ from warmup import credentials
 from warmup.books import Books
 from warmup.checks import Checks, Question
 from warmup.credentials import Config
-from warmup.kube import CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, Object, Resource
+from warmup.kube import CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, Forbidden, Object, Resource
 from warmup.rollout import Checked, Target
 from warmup.secrets import ByName
 from warmup.view import Invalid, Model, Pool, Variable, Wish
@@ -50,8 +50,20 @@ class Findings:
         self._trust = trust
         self.annotation = config.annotation
 
+    def clear(self) -> None:
+        """Forget everything: another controller writes now, or this one begins."""
+        self._by_name.clear()
+        for name in self._checks.names:
+            self._checks.forget(name)
+
     async def of(self, model: Model, pool: Pool, books: Books) -> Found:
         """The finding of the moment. Raises KubeError where something cannot be read now."""
+        try:
+            return await self._of(model, pool, books)
+        except Forbidden as error:  # only somebody who reads it can help: it must not stay in a log
+            return Found(Invalid("ModelLoadFailed", error.message, passing=True))
+
+    async def _of(self, model: Model, pool: Pool, books: Books) -> Found:
         if isinstance(model.wish, Invalid):
             self.forget(model.name)
             return Found(model.wish)

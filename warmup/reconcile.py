@@ -125,7 +125,7 @@ class Controller(Listener):
         log.info("this controller %s", "writes" if leads else "only watches")
         self.state.books.clear()
         self.state.tracked.clear()
-        self.parts.by_name.clear()
+        self.parts.findings.clear()
         for work in (self.models_work, self.pools_work, self.status_work):
             work.clear()
         if leads:
@@ -229,14 +229,14 @@ class Controller(Listener):
             await books.reread_secrets()
         books.keep_scopes(tracked.scope for tracked in self.state.tracked.values() if tracked.model.pool == name)
         try:
-            changed = await books.flush(parts.may_write)
+            await books.flush(parts.may_write)
         finally:
             parts.pods.declare(name, books.documents())
-        for model in changed:
-            tracked = self.state.tracked.get(model)
-            if tracked is not None:
-                tracked.written_s = asyncio.get_running_loop().time()
-            self.models_work.add(model)
+            for model in books.news():
+                tracked = self.state.tracked.get(model)
+                if tracked is not None:
+                    tracked.written_s = asyncio.get_running_loop().time()
+                self.models_work.add(model)
         again_s = await self._refresh_mounts(name, books)
         await self._remark(pool)
         return again_s if books.is_clean else self._pauses.flush_s
@@ -316,7 +316,8 @@ class Controller(Listener):
                 self.pools_work.add(pool, self._pauses.flush_s)
             self._track(model, seen.finding, seen.scope)
             self.status_work.add(name)
-        return None
+        # What lacks lies outside the InferenceService, and perhaps outside of what is watched.
+        return POOL_AGAIN_S if isinstance(seen.finding, Invalid) and seen.finding.passing else None
 
     def _decide(self, model: Model, books: Books, finding: Checked | Invalid) -> None:
         """What is declared follows; nothing else happens here."""

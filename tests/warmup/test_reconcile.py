@@ -264,6 +264,24 @@ async def test_a_rotated_secret_is_noticed_written_looked_at_and_the_pods_mounts
             assert ready(fake, "m") == "True"
 
 
+async def test_a_secret_that_is_missing_is_told_and_used_once_it_is_there(fake: FakeKube) -> None:
+    put_model(fake, "m", serviceAccountName="team")
+    async with running(fake) as it:
+        await it.until(lambda: ready(fake, "m") == "False")
+        assert "ServiceAccount team" in model_status(fake, "m")["lastFailureInfo"]["message"]
+        put_secret(fake, "team", "key-1")
+        await it.until(lambda: ready(fake, "m") == "True")
+
+
+async def test_a_secret_that_the_controller_may_not_read_is_told_with_the_rule_that_lacks(fake: FakeKube) -> None:
+    put_secret(fake, "team", "key-1")
+    put_model(fake, "m", serviceAccountName="team")
+    fake.fail(403, verb="get", plural="serviceaccounts", times=1000)
+    async with running(fake) as it:
+        await it.until(lambda: ready(fake, "m") == "False")
+        assert 'resources: ["serviceaccounts"], verbs: ["get"]' in model_status(fake, "m")["lastFailureInfo"]["message"]
+
+
 async def test_no_secret_is_in_a_config_map_a_status_or_an_event(fake: FakeKube, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     put_secret(fake, "team", "hidden-key")
@@ -315,6 +333,14 @@ async def test_a_catalogue_for_which_there_is_no_room_says_so_and_keeps_what_it_
 
 
 # ---- what fails --------------------------------------------------------------------------------------------------
+
+
+async def test_one_shard_that_cannot_be_written_keeps_no_other_model_from_being_ready(fake: FakeKube) -> None:
+    for name in ("m", "n", "o", "p"):
+        put_model(fake, name)
+    fake.fail(500, verb="create", plural="configmaps", times=1)
+    async with running(fake, flush_s=0.2) as it:
+        await it.until(lambda: all_ready(fake, ["m", "n", "o", "p"]))
 
 
 @pytest.mark.parametrize(
@@ -452,7 +478,6 @@ async def _story(fake: FakeKube, it: Running) -> None:
     fake.remove("inferenceservices", "c", namespace=NAMESPACE)
     await it.until(lambda: ready(fake, "b") == "False" and (new := declared(fake, "a")) is not None and new.target.number == 2)
     await it.until(lambda: declared(fake, "c") is None)
-    await it.settle()
 
 
 async def _end(fake: FakeKube) -> tuple[object, list[str], dict[str, str]]:
@@ -463,6 +488,7 @@ async def test_a_controller_that_ends_after_any_write_is_succeeded_by_one_that_c
     store = Store({"s3://models/broken": BROKEN})
     async with running(fake, store) as it:
         await _story(fake, it)
+        await it.settle()
         expected = await _end(fake)
     total = len(writes(fake))
     assert total > 8

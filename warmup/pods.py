@@ -71,6 +71,7 @@ class Followed:
     state   ``new``, ``answering``, ``silent`` (late or unreachable), ``nonsense`` (no PodReport) or ``older`` (no such route)
     began_s  when the container started, by our clock: tells a restart under the same address
     report  the last one while it answers, else None: what a pod that does not answer once told is not known to be true
+    ending  the cluster has told it to end: it is asked for its last events, and counts no more
     """
 
     ref: PodRef
@@ -78,6 +79,7 @@ class Followed:
     trouble: str = ""
     report: PodReport | None = None
     since: int = 0
+    ending: bool = False
     up_s: float = 0.0
     began_s: float = 0.0
     told: dict[str, DeclaredReport] = field(default_factory=dict)
@@ -85,6 +87,18 @@ class Followed:
     answered_s: float | None = None
     poke: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+
+    @property
+    def stage(self) -> str:
+        """For people: ``ending``, what it says itself, or ``state``."""
+        if self.ending:
+            return "ending"
+        return self.report.state if self.report is not None else self.state
+
+    @property
+    def counts(self) -> bool:
+        """Whether what it says is true of the pool's future."""
+        return self.report is not None and not self.ending and self.report.state != "draining"
 
 
 class Listener:
@@ -144,8 +158,8 @@ class Pods:
 
     # ---- what should be ---------------------------------------------------------------------------------------
 
-    def follow(self, refs: Iterable[PodRef]) -> None:
-        """Ask exactly these from now on."""
+    def follow(self, refs: Iterable[PodRef], ending: Collection[PodRef] = ()) -> None:
+        """Ask exactly these from now on; ``ending``: of them, those that were told to end."""
         wanted = sorted(set(refs))
         if len(wanted) > self._max_pods and self._left_out != len(wanted) - self._max_pods:
             log.warning("%d pods run, %d are asked (HEARTH_CONTROLLER_MAX_PODS)", len(wanted), self._max_pods)
@@ -160,6 +174,11 @@ class Pods:
             if ref not in self._pods:
                 pod = self._pods[ref] = Followed(ref)
                 pod.task = asyncio.create_task(self._ask_for_ever(pod), name=f"pod {ref.name}")
+            pod = self._pods[ref]
+            if ref in ending and not pod.ending:
+                pod.ending = True
+                self._listener.pod_changed(ref.pool)
+                self._listener.models_changed(pod.told)
 
     def declare(self, pool: str, shards: Mapping[str, Shard]) -> None:
         """These are the pool's documents, by file name, as they stand in the cluster; pods that lack one get it at once."""
@@ -180,8 +199,7 @@ class Pods:
 
     def reports(self, pool: str) -> list[PodReport]:
         """What the pods that answer told last; those on their way out are not in it."""
-        reports = (pod.report for pod in self.of(pool))
-        return [report for report in reports if report is not None and report.state != "draining"]
+        return [pod.report for pod in self.of(pool) if pod.report is not None and pod.counts]
 
     def told(self, pool: str, model: str, file: str, serial: int) -> tuple[list[tuple[str, LocationReport]], bool]:
         """What they say about one model's locations, and whether one of them does not go by ``serial`` of ``file`` yet.
@@ -192,7 +210,7 @@ class Pods:
         behind = False
         for pod in self._pods.values():
             report = pod.report
-            if pod.ref.pool != pool or report is None or report.state == "draining":
+            if pod.ref.pool != pool or report is None or not pod.counts:
                 continue
             if report.serials.get(file, 0) < serial:
                 behind = True

@@ -156,7 +156,7 @@ class Controller(Listener):
     def pods_changed(self) -> None:
         """See world.Hearer."""
         if self._synced:
-            self.parts.pods.follow(self.parts.world.pod_refs())
+            self.parts.pods.follow(self.parts.world.pod_refs(), self.parts.world.ending())
 
     def config_map_changed(self, pool: str, name: str, version: str) -> None:
         """See world.Hearer."""

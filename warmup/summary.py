@@ -51,7 +51,7 @@ class Summary:
                 "pods": [
                     {
                         "name": pod.ref.name,
-                        "state": pod.report.state if pod.report is not None else pod.state,
+                        "state": pod.stage,
                         "up_s": pod.report.up_s if pod.report is not None else None,
                         "release": pod.report.release if pod.report is not None else "",
                         "trouble": pod.trouble or (pod.report.unready if pod.report is not None else ""),
@@ -90,7 +90,7 @@ class Summary:
         for pool, states in self._states().items():
             for state, count in states.items():
                 telemetry.gauge("hearth_controller_models", pool, state).set(count)
-        pods = Counter((pod.ref.pool, pod.report.state if pod.report else pod.state) for pod in self._pods.of())
+        pods = Counter((pod.ref.pool, pod.stage) for pod in self._pods.of())
         for (pool, state), count in pods.items():
             telemetry.gauge("hearth_controller_pods", pool, state).set(count)
         for resource, stale_s in self._world.stale_s().items():

@@ -121,6 +121,10 @@ class World:
             if pod["status"].get("phase") == "Running" and pod["status"].get("podIP")
         ]
 
+    def ending(self) -> set[PodRef]:
+        """Those of them that were told to end."""
+        return {ref for ref in self.pod_refs() if self.pods.objects[ref.name]["metadata"]["deleting"]}
+
     def _on_inference_service(self, name: str, old: Object | None, new: Object | None) -> None:
         if new is not None and not is_model(new):
             self._no_models[name] = new

@@ -154,12 +154,15 @@ class Models:
     def until(
         self, name: str, what: str, holds: Callable[[dict[str, Any]], bool], timeout_s: float = SETTLED_TIMEOUT_S
     ) -> None:
-        """Wait for a model's status."""
+        """Wait for a model's status, about what was applied last."""
         last: dict[str, Any] = {}
 
         def look() -> bool | None:
-            last.update(self.statuses()[name])
-            return True if holds(last) else None
+            (found,) = self.namespace.items("inferenceservices", "--field-selector", f"metadata.name={name}")
+            last.clear()
+            last.update(found.get("status", {}))
+            is_current = last.get("observedGeneration") == found["metadata"]["generation"]
+            return True if is_current and holds(last) else None
 
         try:
             eventually(look, what=f"{name}: {what}", timeout_s=timeout_s)

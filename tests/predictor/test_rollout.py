@@ -122,8 +122,10 @@ class Rig:
     def put(self, key: str, contents: bytes = b"weights") -> None:
         self.buckets.at("b").put(key, contents, modified_s=EPOCH_S - 1000)
 
-    def declare(self, target: Location, stable: Location | None = None, percent: int = 100, **more: str) -> None:
-        self.rollout.declare({"m": Declared(target, stable, percent, **more)})
+    def declare(
+        self, target: Location, stable: Location | None = None, percent: int = 100, *, tenant: str = "", priority: str = ""
+    ) -> None:
+        self.rollout.declare({"m": Declared(target, stable, percent, tenant=tenant, priority=priority)})
 
     async def answer(self) -> str:
         """Ask once, as the API does; the key of what answered."""

@@ -248,7 +248,7 @@ class Controller(Listener):
         again_s = POOL_AGAIN_S
         for pod in self.parts.pods.of(pool):
             has = pod.report.scopes if pod.report is not None else {}
-            if pod.report is None or all(has.get(file, 0) >= serial for file, serial in wanted.items()):
+            if not pod.counts or all(has.get(file, 0) >= serial for file, serial in wanted.items()):
                 self._refreshed_s.pop(pod.ref.name, None)
                 continue
             again_s = min(again_s, REFRESH_AGAIN_S)

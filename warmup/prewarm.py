@@ -19,7 +19,7 @@ MARK: Final = "hearth.dev/warmed"
 FORMER: Final = "hearth.dev/warmed-min-scale"
 """What ``MIN_SCALE`` was before, if anything: KServe writes ``"0"`` into every Revision of a pool that may go to zero."""
 
-VERIFY_S: Final = 10.0
+VERIFY_S: Final = 5.0
 """Until a patch or a wake request shows: a healthy autoscaler decides within 2 s."""
 
 MAX_WAKE_WAIT_S: Final = 300.0

@@ -325,7 +325,7 @@ async def test_a_new_place_that_fails_leaves_the_old_one_answering(broken: str) 
     failed = next(place for place in report.locations if place.number == 2)
     assert (failed.state, failed.permanent) == ("failed", True)
     assert failed.at_s >= EPOCH_S
-    assert ("there is no model m in s3://b/m/new" if broken == "missing" else "these weights are none") in failed.failure
+    assert ("there is nothing at s3://b/m/new" if broken == "missing" else "these weights are none") in failed.failure
     assert await rig.answer() == "m/old/model.onnx"
 
 

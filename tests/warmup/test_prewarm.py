@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes.kube import FakeKube, Object
 from warmup import warming
-from warmup.prewarm import FORMER, MARK, MIN_SCALE, Decision, Effort, Patch, Revision, Tell, Wake, decide
+from warmup.prewarm import FORMER, MARK, MIN_SCALE, VERIFY_S, Decision, Effort, Patch, Revision, Tell, Wake, decide
 from warmup.warming import Warming
 from warmup.watch import Pace
 
@@ -36,8 +36,8 @@ NO_WISH = replace(WISH, warm_until_s=None)
 PLAIN = Revision("r1", "7")
 ZERO = replace(PLAIN, min_scale="0", wanted=0)
 MARKED = replace(PLAIN, min_scale="1", marked=True, wanted=0)
-WAITING = Effort("r1", NOW - 9)
-PATIENT = Effort("r1", NOW - 10)
+WAITING = Effort("r1", NOW - VERIFY_S + 1)
+PATIENT = Effort("r1", NOW - VERIFY_S)
 
 UNMARK: dict[str, str | None] = {MARK: None, FORMER: None}
 
@@ -56,9 +56,9 @@ TABLE: list[tuple[str, list[Pool], list[Revision], Effort | None, str, list[obje
     ("after which a request is sent, and told", [WISH], [MARKED], PATIENT, "waking", [Wake("gpu", "r1", URL), Tell]),
     ("not if a pod is on its way", [WISH], [replace(MARKED, wanted=1)], PATIENT, "starting", []),
     ("an autoscaler that never decided is no pod", [WISH], [replace(MARKED, wanted=-1)], PATIENT, "waking", [Wake, Tell]),
-    ("a request is given time, too", [WISH], [MARKED], Effort("r1", NOW - 40, 1, NOW - 19), "waking", []),
-    ("and then repeated, without telling", [WISH], [MARKED], Effort("r1", NOW - 40, 1, NOW - 20), "waking", [Wake]),
-    ("when that does not help, it is told", [WISH], [MARKED], Effort("r1", NOW - 90, 2, NOW - 40), "waking", [Wake, Tell]),
+    ("a request is given time, too", [WISH], [MARKED], Effort("r1", NOW - 40, 1, NOW - 2 * VERIFY_S + 1), "waking", []),
+    ("and then repeated, without telling", [WISH], [MARKED], Effort("r1", NOW - 40, 1, NOW - 2 * VERIFY_S), "waking", [Wake]),
+    ("when that does not help, it is told", [WISH], [MARKED], Effort("r1", NOW - 90, 2, NOW - 4 * VERIFY_S), "waking", [Wake, Tell]),
     ("once", [WISH], [MARKED], Effort("r1", NOW - 900, 3, NOW - 80), "waking", [Wake]),
     ("and tried again for ever, rarely", [WISH], [MARKED], Effort("r1", 0, 60, NOW - 299), "waking", []),
     ("rarely, but tried", [WISH], [MARKED], Effort("r1", 0, 60, NOW - 300), "waking", [Wake]),

@@ -82,12 +82,14 @@ reference: install  ## write docs/reference/{settings,metrics,errors}.md anew
 
 COMPILE := uv pip compile --quiet --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header
 
-lock:  ## resolve the dependencies anew (needs uv on the PATH), and the image's two slices of them
+lock:  ## resolve the dependencies anew (needs uv on the PATH), and the images' three slices of them
 	$(COMPILE) --universal --upgrade --extra dev pyproject.toml --output-file requirements/lock.txt
 	echo torch | $(COMPILE) --no-annotate --constraints requirements/lock.txt - >$(VENV)/torch.txt
 	echo torch >$(VENV)/excluded.txt
 	$(COMPILE) --no-annotate --constraints requirements/lock.txt --excludes $(VENV)/excluded.txt pyproject.toml >$(VENV)/predictor.txt
-	for slice in torch predictor; do \
+	printf '%s\n' torch numpy onnxruntime uvloop httptools >$(VENV)/excluded.txt
+	$(COMPILE) --no-annotate --constraints requirements/lock.txt --excludes $(VENV)/excluded.txt --extra controller pyproject.toml >$(VENV)/controller.txt
+	for slice in torch predictor controller; do \
 	  { grep '^#' requirements/$$slice.txt; cat $(VENV)/$$slice.txt; } >$(VENV)/slice.txt && mv $(VENV)/slice.txt requirements/$$slice.txt; \
 	done
 

@@ -17,12 +17,21 @@ from predictor import human
 if TYPE_CHECKING:
     from predictor.client import AdminClient
     from predictor.report import CopyReport, ModelReport, Residency
+    from warmup.cluster import Place
 
 STATES: Final = {"ready": "", "filling": "loading", "draining": "unloading"}
 """What a copy's state is called on screen; a ready copy needs no word."""
 
 BOLD: Final = "\033[1m{}\033[0m"
-LEFT_ALIGNED: Final = frozenset({"NAME", "FORMAT", "WHERE", "TIER", "MEMORY", "TENANT"})
+LEFT_ALIGNED: Final = frozenset(
+    {"NAME", "FORMAT", "WHERE", "TIER", "MEMORY", "TENANT", "POOL", "KIND", "READY", "STATE", "LOCATION", "MODELS BY STATE"}
+)
+WAIT_S: Final = 300.0
+"""For a pool to become warm: an image may have to be pulled."""
+
+SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+EXTRA: Final = ("aiohttp", "kubernetes", "yaml")
+"""What the extra ``controller`` installs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["serve"]:
         return _serve(arguments)
+    if arguments[:1] == ["controller"]:
+        return _controller(arguments)
     given = _parser().parse_args(arguments)
     try:
         return int(given.run(given))
@@ -51,8 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    # Only for the list in `hearth --help`: main() has handed `serve` over before this parser is asked.
+    # Only for the list in `hearth --help`: main() has handed these two over before this parser is asked.
     commands.add_parser("serve", help="serve the models below an S3 prefix", add_help=False)
+    commands.add_parser("controller", help="own the model InferenceServices of a namespace", add_help=False)
 
     demo = commands.add_parser("demo", help="see it work on this machine: 24 models, a device that holds six")
     demo.add_argument("--keep", action="store_true", help="leave the server running until Ctrl-C")
@@ -63,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
     residents = commands.add_parser("ps", help="which models are where")
     _add_address(residents)
+    _add_cluster(residents, pool=True)
     residents.add_argument("-o", "--output", choices=("table", "wide", "json"), default="table", help="[%(default)s]")
     residents.add_argument(
         "--wide",
@@ -75,14 +88,24 @@ def _parser() -> argparse.ArgumentParser:
 
     models = commands.add_parser("models", help="every model that can be asked for, one a line")
     _add_address(models)
+    _add_cluster(models, pool=True)
     models.add_argument("-o", "--output", choices=("table", "json"), default="table", help="[%(default)s]")
     models.set_defaults(run=_models)
 
     why = commands.add_parser("why", help="what happened to a model: loads, drops and their reasons")
     why.add_argument("name", metavar="NAME")
     _add_address(why)
+    _add_cluster(why)
     why.add_argument("-o", "--output", choices=("table", "json"), default="table", help="[%(default)s]")
     why.set_defaults(run=_why)
+
+    warm = commands.add_parser("warm", help="keep a pod of a cluster's pool running, though nobody asks")
+    warm.add_argument("pool", metavar="POOL")
+    warm.add_argument("--for", dest="for_s", type=_span, default="30m", metavar="SPAN", help="45s, 30m, 8h, 2d [%(default)s]")
+    warm.add_argument("--off", action="store_true", help="no longer: let it go to zero")
+    warm.add_argument("--no-wait", action="store_true", help="do not wait until a pod serves")
+    _add_place(warm)
+    warm.set_defaults(run=_warm)
 
     load = commands.add_parser("load", help="load models in the background")
     unload = commands.add_parser("unload", help="drop models from the device and from RAM")
@@ -99,6 +122,27 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address", default="", metavar="URL", help="the pod's admin port [HEARTH_ADDRESS, else http://127.0.0.1:8082]"
     )
+
+
+def _add_cluster(parser: argparse.ArgumentParser, *, pool: bool = False) -> None:
+    parser.add_argument(
+        "--cluster", action="store_true", help="ask a cluster's controller, which wakes nothing, instead of a pod"
+    )
+    _add_place(parser)
+    if pool:
+        parser.add_argument("--pool", default="", help="with --cluster: this one only")
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--namespace", default="", help="of the pool [the kubeconfig's, or the pod's own]")
+    parser.add_argument("--context", default="", help="of the kubeconfig [its current one]")
+
+
+def _span(text: str) -> float:
+    number, unit = text[:-1], text[-1:]
+    if unit not in SECONDS or not number.isdecimal() or int(number) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no span such as 45s, 30m, 8h or 2d")
+    return float(int(number) * SECONDS[unit])
 
 
 def _positive(text: str) -> int:
@@ -122,6 +166,15 @@ def _serve(arguments: list[str]) -> int:
     return boot.serve(arguments[1:])
 
 
+def _controller(arguments: list[str]) -> int:
+    try:
+        from warmup.__main__ import main as control  # noqa: PLC0415
+    except ModuleNotFoundError as missing:
+        print(f"hearth controller: {missing.name} is not installed: pip install 'hearth[controller]'", file=sys.stderr)
+        return 1
+    return control(arguments[1:])
+
+
 def _demo(given: argparse.Namespace) -> int:
     from predictor.demo.run import Wishes, demo  # noqa: PLC0415
 
@@ -134,7 +187,35 @@ def _admin(given: argparse.Namespace) -> AdminClient:
     return AdminClient(given.address)
 
 
+def _place(given: argparse.Namespace) -> Place:
+    """Which cluster and namespace; says how to install what asking one needs."""
+    from predictor.errors import HearthError  # noqa: PLC0415
+
+    try:
+        from warmup.cluster import Place  # noqa: PLC0415
+    except ModuleNotFoundError as missing:
+        if str(missing.name).partition(".")[0] not in EXTRA:
+            raise
+        raise HearthError(
+            f"a cluster cannot be asked without the package {missing.name}: pip install hearth[controller]"
+        ) from missing
+    return Place(given.namespace, given.context)
+
+
+def _warm(given: argparse.Namespace) -> int:
+    place = _place(given)
+    from warmup import cluster  # noqa: PLC0415
+
+    for_s, wait_s = (0.0 if given.off else given.for_s), (0.0 if given.no_wait else WAIT_S)
+    if cluster.warm(place, given.pool, for_s=for_s, wait_s=wait_s, say=print):
+        return 0
+    print(f"hearth warm: not yet after {human.span(wait_s)}; the controller goes on trying", file=sys.stderr)
+    return 1
+
+
 def _models(given: argparse.Namespace) -> int:
+    if given.cluster:
+        return _cluster(given)
     names = _admin(given).catalogue().models
     if given.output == "json":
         print(json.dumps({"models": names}))
@@ -150,6 +231,8 @@ def _why(given: argparse.Namespace) -> int:
 
     from predictor import why  # noqa: PLC0415
 
+    if given.cluster:
+        return _cluster(given)
     told = _admin(given).why(given.name)
     if given.output == "json":
         print(msgspec.json.encode(told).decode())
@@ -196,13 +279,36 @@ def _unload(given: argparse.Namespace) -> int:
     return 0
 
 
+def _cluster(given: argparse.Namespace) -> int:
+    """``ps``, ``models`` and ``why`` of a cluster: asks the controller, which wakes nothing."""
+    place = _place(given)
+    from warmup import cluster  # noqa: PLC0415
+
+    subject = given.name if given.command == "why" else given.pool
+    for block in cluster.answer(place, given.command, subject, is_json=given.output == "json"):
+        if isinstance(block, str):
+            print(block)
+        elif isinstance(block, list):
+            _print_columns(block)
+        else:
+            print()
+            _print_residency(block, wide=given.output == "wide")
+    return 0
+
+
 def _ps(given: argparse.Namespace) -> int:
+    if given.cluster:
+        return _cluster(given)
     admin = _admin(given)
     if given.output == "json":
         print(json.dumps(json.loads(admin.residency_json()), indent=2))
         return 0
-    residency = admin.residency()
-    rows = model_rows(residency, wide=given.output == "wide")
+    _print_residency(admin.residency(), wide=given.output == "wide")
+    return 0
+
+
+def _print_residency(residency: Residency, *, wide: bool) -> None:
+    rows = model_rows(residency, wide=wide)
     if len(rows) == 1:
         print("no model is loaded; the first request loads one (`hearth models` lists what can be asked for)")
     else:
@@ -210,7 +316,6 @@ def _ps(given: argparse.Namespace) -> int:
     print()
     _print_columns(tier_rows(residency))
     print("\n".join(["", pod_line(residency), *alarm_lines(residency)]))
-    return 0
 
 
 def model_rows(residency: Residency, *, wide: bool = False) -> list[list[str]]:

@@ -26,6 +26,7 @@ MAX_SHARD_BYTES: Final = 900_000
 
 _Serial = Annotated[int, msgspec.Meta(ge=0)]
 _Number = Annotated[int, msgspec.Meta(ge=1, le=(1 << 53) - 1)]
+_Highest = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
 _Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
 
 
@@ -53,6 +54,8 @@ class Declared(msgspec.Struct, frozen=True, omit_defaults=True):
     percent   of requests that ``target`` gets once it is loaded; below 100 it is a canary, and ``stable`` gets the rest
     tenant    whose it is; "": as hearth.json says
     priority  of requests that do not tell theirs: high, normal, batch; "": as hearth.json says
+    highest   number that the model was given so far, where neither location has it any more; 0: one of them has it. For the
+              controller alone: no number is given twice
     """
 
     target: Location
@@ -60,6 +63,7 @@ class Declared(msgspec.Struct, frozen=True, omit_defaults=True):
     percent: _Percent = 100
     tenant: str = ""
     priority: str = ""
+    highest: _Highest = 0
 
 
 class ModelShard(msgspec.Struct, frozen=True):

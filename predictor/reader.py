@@ -149,6 +149,8 @@ class Reader:
     def _candidates(self, name: str, wanted: int | None, snapshot: Snapshot) -> Sequence[Version]:
         versions = snapshot.versions
         if not versions:
+            if self.source.key is not None:
+                raise UnknownModel(f"there is nothing at {self.source.where}")
             raise UnknownModel(f"there is no model {name} in {self.source.where}")
         if wanted is None:
             return [versions[number] for number in sorted(versions, reverse=True)]

@@ -7,7 +7,7 @@ The house test holds the pages against this, so a setting without a line in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,9 @@ from predictor import errors
 from predictor.errors import HearthError
 from predictor.flags import SERVE_FLAGS
 from predictor.settings import Settings
-from predictor.telemetry import METRICS
+from predictor.telemetry import METRICS, Metric
+from warmup import settings as controller
+from warmup import telemetry as controller_metrics
 
 FOLDER: Final = Path("docs/reference")
 MADE: Final = "<!-- Written by `make reference`. -->\n"
@@ -41,19 +43,37 @@ def _settings() -> str:
         "`AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_CA_BUNDLE`, profiles and roles; and as KServe does:\n"
         "`awsAnonymousCredential=true`, `S3_USER_VIRTUAL_BUCKET=true` (the bucket in the host name), `S3_VERIFY_SSL=0`.\n"
         "An HTTPS endpoint is asked through `HTTPS_PROXY`, unless `NO_PROXY` names it.\n\n"
+        "| variable | flag | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n" + _controller_settings()
+    )
+
+
+def _controller_settings() -> str:
+    rows = [
+        f"| `{controller.PREFIX}{name.upper()}` | `{controller.option(name)}` "
+        f"| {'' if field.default == '' else f'`{field.default}`'} | {field.description} |"
+        for name, field in controller.ControllerSettings.model_fields.items()
+    ]
+    return (
+        "\n## The controller\n\n"
+        "The same of `hearth controller`. It looks at models without credentials of their own as their pool does: by the\n"
+        "`AWS_*` variables of the pool's container, and where those say nothing, by its own.\n\n"
         "| variable | flag | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 
 
 def _metrics() -> str:
-    rows = [
-        f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.meaning} |"
-        for metric in METRICS
-    ]
     return (
         f"# Metrics\n\n{MADE}\n`GET /metrics` on the admin port, in the Prometheus text format. Units stand in the names.\n\n"
-        "| metric | kind | labels | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+        f"{_table(METRICS)}\n## The controller\n\n`GET /metrics` on its port.\n\n{_table(controller_metrics.METRICS)}"
     )
+
+
+def _table(metrics: Iterable[Metric]) -> str:
+    rows = [
+        f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.meaning} |"
+        for metric in metrics
+    ]
+    return "| metric | kind | labels | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
 def _errors() -> str:

@@ -107,14 +107,14 @@ class _Histogram(Collector):
 
 
 class Telemetry:
-    """The table's metrics, alive: ``telemetry.counter("hearth_drops_total", "resnet", "ram").inc()``."""
+    """A table's metrics, alive: ``telemetry.counter("hearth_drops_total", "resnet", "ram").inc()``."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Sequence[Metric] = METRICS) -> None:
         self.registry = CollectorRegistry()
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._histograms: dict[str, _Histogram] = {}
-        for metric in METRICS:
+        for metric in metrics:
             if metric.kind == "counter":
                 self._counters[metric.name] = Counter(metric.name, metric.meaning, metric.labels, registry=self.registry)
             elif metric.kind == "gauge":

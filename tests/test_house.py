@@ -14,9 +14,10 @@ import pytest
 from predictor.flags import SERVE_FLAGS
 from predictor.reference import pages
 from predictor.settings import Settings
+from warmup.settings import ControllerSettings
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted((ROOT / "predictor").rglob("*.py"))
+SOURCES = sorted((ROOT / "predictor").rglob("*.py")) + sorted((ROOT / "warmup").rglob("*.py"))
 MEASURED = SOURCES + sorted((ROOT / "loadtest").rglob("*.py"))
 ALL_PYTHON = MEASURED + sorted((ROOT / "tests").rglob("*.py"))
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -45,6 +46,7 @@ def test_the_reference_says_what_the_code_says(name: str) -> None:
 def test_every_setting_has_a_flag_and_a_description() -> None:
     assert {flag.setting for flag in SERVE_FLAGS} == set(Settings.model_fields)
     assert all(field.description for field in Settings.model_fields.values())
+    assert all(field.description for field in ControllerSettings.model_fields.values())
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=_module)

@@ -58,10 +58,13 @@ class Namespace:
     def delete(self) -> None:
         """Remove it and all that is in it; returns when it is gone.
 
-        Services and pods first: a namespace that is deleted with pods in it is looked at again only after half of their
-        grace period, that is 150 s for a pool whose pods had ended after 30.
+        Services, Deployments and pods first: a namespace that is deleted with pods in it is looked at again only after half
+        of their grace period, that is 150 s for a pool. Nobody waits for these pods' drain (30 s; the whole grace period
+        where a pod of Knative's never became ready).
         """
-        self.kubectl("delete", "isvc,ksvc", "--all", "--wait", "--timeout=60s", timeout_s=70)
+        for kinds in ("isvc,ksvc", "deployments"):  # in this order: Knative makes its Deployments anew
+            self.kubectl("delete", kinds, "--all", "--wait", "--timeout=60s", timeout_s=70)
+        self.kubectl("delete", "pods", "--all", "--grace-period=1", "--wait=false")
         eventually(lambda: None if self.items("pods") else True, what=f"no pod in {self.name}", timeout_s=120)
         self.kubectl("delete", "namespace", self.name, "--wait", "--timeout=180s", timeout_s=190)
 

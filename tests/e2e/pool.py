@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from tests.e2e import models, surroundings
 from tests.e2e.cold import Answered, ColdStart, timed
 
 if TYPE_CHECKING:
     import httpx
-    import numpy as np
     from numpy.typing import NDArray
 
     from tests.e2e.kubernetes import Namespace
@@ -41,26 +43,52 @@ class Pool:
 
     def infer(self, name: str, images: NDArray[np.float32]) -> Answered:
         """One inference through the ingress, one try."""
-        tensor = {"name": models.INPUT, "datatype": "FP32", "shape": list(images.shape), "data": images.ravel().tolist()}
-        request = self.ingress.build_request(
-            "POST", f"/v2/models/{name}/infer", json={"inputs": [tensor]}, headers={"Host": self.pool_host}
-        )
-        return timed(self.ingress, request)
+        return ask(self.ingress, self.pool_host, name, images)
 
     def greet(self) -> Answered:
         """One request to the hello service, one try."""
         return timed(self.ingress, self.ingress.build_request("GET", "/", headers={"Host": self.hello_host}))
 
 
-def write_kustomization(folder: Path, *, namespace: str, models_url: str) -> None:
-    """Make ``folder`` what ``kubectl apply -k`` takes: the overlay with namespace, image and the S3 Secret."""
+def question(images: NDArray[np.float32]) -> dict[str, Any]:
+    """Build a V2 request's body."""
+    tensor = {"name": models.INPUT, "datatype": "FP32", "shape": list(images.shape), "data": images.ravel().tolist()}
+    return {"inputs": [tensor]}
+
+
+def ask(ingress: httpx.Client, host: str, name: str, images: NDArray[np.float32]) -> Answered:
+    """Send one inference to a service behind the ingress, one try."""
+    path = f"/v2/models/{name}/infer"
+    return timed(ingress, ingress.build_request("POST", path, json=question(images), headers={"Host": host}))
+
+
+def assert_right(answer: Mapping[str, Any], model: models.Model) -> None:
+    """Compare with what the model answers outside Hearth."""
+    (output,) = answer["outputs"]
+    assert output["name"] == models.OUTPUT
+    logits = np.array(output["data"], dtype=np.float32).reshape(output["shape"])
+    np.testing.assert_allclose(logits, model.expected, rtol=1e-4, atol=1e-4)
+
+
+def write_kustomization(
+    folder: Path, *, namespace: str, models_url: str = "", resource: Path = OVERLAY, patches: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Make ``folder`` what ``kubectl apply -k`` takes: ``resource`` in the namespace, with the images under test.
+
+    models_url  what the S3 Secret says; empty: no Secret
+    patches     as kustomize has them
+    """
     kustomization: dict[str, Any] = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "namespace": namespace,
-        "resources": [os.path.relpath(OVERLAY, folder.resolve())],  # kustomize takes no absolute paths
-        "images": [{"name": "hearth-predictor", **surroundings.image()}],
-        "generatorOptions": {"disableNameSuffixHash": True},
-        "secretGenerator": [{"name": "hearth-s3", "literals": surroundings.ObjectStore().environment(models_url)}],
+        "resources": [os.path.relpath(resource, folder.resolve())],  # kustomize takes no absolute paths
+        "images": surroundings.images(),
+        "patches": list(patches),
     }
+    if models_url:
+        kustomization["generatorOptions"] = {"disableNameSuffixHash": True}
+        kustomization["secretGenerator"] = [
+            {"name": "hearth-s3", "literals": surroundings.ObjectStore().environment(models_url)}
+        ]
     (folder / "kustomization.yaml").write_text(json.dumps(kustomization))

@@ -23,14 +23,21 @@ def ingress() -> str:
     return said("INGRESS", "http://127.0.0.1:31080")
 
 
-def image() -> dict[str, str]:
-    """Name the image under test, ``registry:5000/name:tag`` or ``name@sha256:...``, in kustomize's words."""
-    reference = said("IMAGE", "localhost:5000/hearth-predictor:dev")
+def images() -> list[dict[str, str]]:
+    """Name both images under test, ``registry:5000/name:tag`` or ``name@sha256:...``, in kustomize's words."""
+    return [
+        {"name": "hearth-predictor", **_image("IMAGE", "localhost:5000/hearth-predictor:dev")},
+        {"name": "hearth-controller", **_image("CONTROLLER_IMAGE", "localhost:5000/hearth-controller:dev")},
+    ]
+
+
+def _image(variable: str, default: str) -> dict[str, str]:
+    reference = said(variable, default)
     name, at, digest = reference.partition("@")
     if at:
         return {"newName": name, "digest": digest}
     name, _, tag = reference.rpartition(":")
-    assert name, f"HEARTH_E2E_IMAGE={reference}: it needs a tag"
+    assert name, f"HEARTH_E2E_{variable}={reference}: it needs a tag"
     return {"newName": name, "newTag": tag}
 
 

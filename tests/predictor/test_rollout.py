@@ -122,8 +122,10 @@ class Rig:
     def put(self, key: str, contents: bytes = b"weights") -> None:
         self.buckets.at("b").put(key, contents, modified_s=EPOCH_S - 1000)
 
-    def declare(self, target: Location, stable: Location | None = None, percent: int = 100, **more: str) -> None:
-        self.rollout.declare({"m": Declared(target, stable, percent, **more)})
+    def declare(
+        self, target: Location, stable: Location | None = None, percent: int = 100, *, tenant: str = "", priority: str = ""
+    ) -> None:
+        self.rollout.declare({"m": Declared(target, stable, percent, tenant=tenant, priority=priority)})
 
     async def answer(self) -> str:
         """Ask once, as the API does; the key of what answered."""
@@ -323,7 +325,7 @@ async def test_a_new_place_that_fails_leaves_the_old_one_answering(broken: str) 
     failed = next(place for place in report.locations if place.number == 2)
     assert (failed.state, failed.permanent) == ("failed", True)
     assert failed.at_s >= EPOCH_S
-    assert ("there is no model m in s3://b/m/new" if broken == "missing" else "these weights are none") in failed.failure
+    assert ("there is nothing at s3://b/m/new" if broken == "missing" else "these weights are none") in failed.failure
     assert await rig.answer() == "m/old/model.onnx"
 
 

@@ -122,7 +122,7 @@ def credentials() -> list[dict[str, Any]]:
 class Models:
     """A pool with a controller, and what the tests do with its models.
 
-    host    of the pool behind the ingress
+    host    of the pool behind the ingress; ``hello_host``: of the service that it is compared with
     scales  name → the scale that is right for it now
     starts  cold starts measured so far
     """
@@ -131,6 +131,7 @@ class Models:
     shelf: Shelf
     ingress: httpx.Client
     host: str
+    hello_host: str
     folder: Path
     scales: dict[str, float] = field(default_factory=dict)
     starts: list[ColdStart] = field(default_factory=list)

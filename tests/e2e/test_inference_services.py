@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from tests.e2e import surroundings
-from tests.e2e.cold import cold_start, table
+from tests.e2e.cold import cold_start, table, timed
 from tests.e2e.declared import (
     READER,
     STORAGE_KEY,
@@ -33,7 +33,7 @@ from tests.e2e.declared import (
     states,
 )
 from tests.e2e.kubernetes import Namespace, eventually
-from tests.e2e.pool import ANSWER_TIMEOUT_S, POOL, READY_TIMEOUT_S, write_kustomization
+from tests.e2e.pool import ANSWER_TIMEOUT_S, HELLO, POOL, READY_TIMEOUT_S, write_kustomization
 from tests.e2e.test_pool_from_zero import ZERO_TIMEOUT_S
 
 COUNT: Final = int(os.environ.get("HEARTH_E2E_MODELS", "30"))
@@ -57,7 +57,8 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             namespace.apply(folder)
             host = namespace.address("inferenceservice", "pool", timeout_s=READY_TIMEOUT_S)
             namespace.kubectl("rollout", "status", f"deployment/{CONTROLLER}", "--timeout=120s", timeout_s=130)
-            running = Models(namespace, bucket, ingress, host, folder)
+            hello_host = namespace.address("services.serving.knative.dev", HELLO, timeout_s=READY_TIMEOUT_S)
+            running = Models(namespace, bucket, ingress, host, hello_host, folder)
             running.apply(credentials())
             ready = True
             yield running
@@ -150,6 +151,9 @@ def test_nothing_is_written_while_nothing_changes(models: Models) -> None:
 
 
 def test_a_wake_from_zero_answers_right_and_the_status_follows_up_and_down(models: Models) -> None:
+    models.namespace.wait_for_zero(HELLO, timeout_s=ZERO_TIMEOUT_S)
+    hello = timed(models.ingress, models.ingress.build_request("GET", "/", headers={"Host": models.hello_host}))
+    models.starts.append(cold_start(HELLO, hello, models.namespace))
     for name in ("affine-000", "affine-001"):  # twice from zero; two styles of credentials
         models.namespace.wait_for_zero(POOL, timeout_s=ZERO_TIMEOUT_S)
         assert conditions(models.statuses()[name])["Ready"] == "True"

@@ -38,6 +38,7 @@ ZERO = replace(PLAIN, min_scale="0", wanted=0)
 MARKED = replace(PLAIN, min_scale="1", marked=True, wanted=0)
 WAITING = Effort("r1", NOW - VERIFY_S + 1)
 PATIENT = Effort("r1", NOW - VERIFY_S)
+TWICE = Effort("r1", NOW - 90, 2, NOW - 4 * VERIFY_S)
 
 UNMARK: dict[str, str | None] = {MARK: None, FORMER: None}
 
@@ -58,7 +59,7 @@ TABLE: list[tuple[str, list[Pool], list[Revision], Effort | None, str, list[obje
     ("an autoscaler that never decided is no pod", [WISH], [replace(MARKED, wanted=-1)], PATIENT, "waking", [Wake, Tell]),
     ("a request is given time, too", [WISH], [MARKED], Effort("r1", NOW - 40, 1, NOW - 2 * VERIFY_S + 1), "waking", []),
     ("and then repeated, without telling", [WISH], [MARKED], Effort("r1", NOW - 40, 1, NOW - 2 * VERIFY_S), "waking", [Wake]),
-    ("when that does not help, it is told", [WISH], [MARKED], Effort("r1", NOW - 90, 2, NOW - 4 * VERIFY_S), "waking", [Wake, Tell]),
+    ("when that does not help, it is told", [WISH], [MARKED], TWICE, "waking", [Wake, Tell]),
     ("once", [WISH], [MARKED], Effort("r1", NOW - 900, 3, NOW - 80), "waking", [Wake]),
     ("and tried again for ever, rarely", [WISH], [MARKED], Effort("r1", 0, 60, NOW - 299), "waking", []),
     ("rarely, but tried", [WISH], [MARKED], Effort("r1", 0, 60, NOW - 300), "waking", [Wake]),

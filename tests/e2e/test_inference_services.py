@@ -339,6 +339,29 @@ def test_a_killed_pod_is_replaced_and_answers_for_all(models: Models) -> None:
     models.ask("affine-002")
 
 
+def test_an_upgraded_pool_keeps_its_catalogue_and_drops_no_request(models: Models, clients: httpx.Client) -> None:
+    """A new Revision beside the old one, as a new image makes it, under traffic; with a second controller about."""
+    before = models.ask("affine-008").pod
+    models.namespace.kubectl("scale", f"deployment/{CONTROLLER}", "--replicas=2")
+    label = {"spec": {"predictor": {"labels": {"release": "next"}}}}
+    with models.pulse("affine-008", clients).beating() as pulse:
+        models.namespace.kubectl("patch", "inferenceservice", "pool", "--type=merge", "--patch", json.dumps(label))
+        eventually(
+            lambda: True if models.ask("affine-008").pod != before else None,
+            what="an answer of the new Revision",
+            timeout_s=120,
+        )
+        time.sleep(LOAD_S)
+    pulse.check()
+    models.ask("affine-009")
+    models.until("affine-009", "Loaded", lambda status: states(status)[0] == "Loaded")
+    pods = models.namespace.items("pods", "--selector", f"app.kubernetes.io/name={CONTROLLER}")
+    lease = models.namespace.items("leases", "--field-selector", f"metadata.name={CONTROLLER}")[0]
+    assert len(pods) == 2
+    assert lease["spec"]["holderIdentity"] in {pod["metadata"]["name"] for pod in pods}
+    models.namespace.kubectl("scale", f"deployment/{CONTROLLER}", "--replicas=1")
+
+
 def hearth(*arguments: str) -> str:
     """Run the command; its output."""
     ended = subprocess.run(

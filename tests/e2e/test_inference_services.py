@@ -134,7 +134,7 @@ SETTLED_S: Final = 180.0
 
 
 def test_kubectl_and_kserves_client_return_at_once(models: Models) -> None:
-    models.namespace.kubectl("wait", "--for=condition=Ready", "isvc", "--selector=of=models", "--timeout=5s")
+    models.namespace.kubectl("wait", "--for=condition=Ready", "isvc", "--selector=of=models", "--timeout=90s", timeout_s=100)
     shown = models.namespace.kubectl("get", "isvc", "affine-000").splitlines()[1]
     assert shown.split()[:3] == ["affine-000", f"http://{models.host}", "True"]
     waiting = (

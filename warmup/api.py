@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
+import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -25,6 +28,8 @@ from predictor.errors import HearthError, MalformedRequest
 from predictor.telemetry import Telemetry
 from warmup.pods import Pods
 from warmup.summary import Summary
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,14 +145,25 @@ def server(desk: Desk, host: str, port: int) -> Server:
 
 async def serve(desk: Desk, host: str, port: int) -> None:
     """Answer until cancelled. OSError: the port is taken."""
+    listener = _listen(host, port)
+    log.info("listening on http://%s:%d", *listener.getsockname()[:2])
     made = await asyncio.to_thread(server, desk, host, port)
     try:
-        await made.serve()
+        await made.serve(sockets=[listener])
     except asyncio.CancelledError:
         made.should_exit = True
         with contextlib.suppress(asyncio.CancelledError):
             await made.shutdown()
         raise
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Here and not by uvicorn, which ends the whole process where it cannot."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise OSError(f"cannot listen on {host}:{port} ({reason}): choose another with --host and --port") from error
 
 
 def _check_pool(desk: Desk, pool: str) -> None:

@@ -287,9 +287,13 @@ class Controller(Listener):
         if isinstance(whose, Model):
             self._strangers.pop(name, None)
             return await self._model(whose)
-        self._drop(name)
+        tracked = self.state.tracked.get(name)
         if isinstance(whose, Stranger) and found is not None:
+            if tracked is not None and _runtime(found) in ("", tracked.model.pool):
+                await parts.statuses.orphan(found, tracked.model.pool)
+            self._drop(name)
             return await self._stranger(name, found, whose)
+        self._drop(name)
         self._strangers.pop(name, None)
         return None
 

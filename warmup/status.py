@@ -127,6 +127,21 @@ def status(  # noqa: PLR0917 - facts from six places, and the moment
     return made
 
 
+def orphaned(previous: Object, pool: str, now_s: float) -> dict[str, Any]:
+    """The complete status of a model whose pool is gone: nobody serves it, whatever it said before."""
+    message = f"there is no pool {pool} any more: apply it again, name another as runtime, or delete this InferenceService"
+    bad = {"status": "False", "reason": "PoolGone", "message": message, "lastTransitionTime": _moment(now_s)}
+    others = [one for one in previous.get("conditions") or [] if one.get("type") not in _OURS]
+    return {key: value for key, value in previous.items() if key not in {"url", "address", "components"}} | {
+        "conditions": sorted([*others, *({"type": kind, **bad} for kind in _OURS)], key=lambda one: str(one["type"])),
+        "modelStatus": {
+            "transitionStatus": "InvalidSpec",
+            "states": {"activeModelState": "Pending", "targetModelState": "FailedToLoad"},
+            "lastFailureInfo": {"reason": "RuntimeNotRecognized", "message": message, "time": _moment(now_s)},
+        },
+    }
+
+
 def unchanged(previous: Object, new: Object) -> bool:
     """Whether they differ in moments alone: then there is nothing to write."""
     return bool(_timeless(previous) == _timeless(new))

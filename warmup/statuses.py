@@ -107,6 +107,17 @@ class Statuses:
         await self._announcer.write_status(found, status.patch(before, new))
         return None
 
+    async def orphan(self, found: Object, pool: str) -> None:
+        """Say that a model's pool is gone. Raises KubeError."""
+        if not await self._announcer.allowed():
+            return
+        found = self._announcer.latest(found)
+        before = found.get("status") or {}
+        new = status.orphaned(before, pool, self._clock())
+        if not status.unchanged(before, new):
+            self._history.own(found["metadata"]["name"], "status", f"there is no pool {pool} any more", self._clock())
+            await self._announcer.write_status(found, status.patch(before, new))
+
     def told(self, model: Model, books: Books) -> tuple[list[Told], bool]:
         """What running pods say of the declared locations, and whether one does not know yet what is declared."""
         file = model_file(model_shard(model.name))

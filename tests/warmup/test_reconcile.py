@@ -226,6 +226,18 @@ async def test_what_happened_in_a_pod_is_known_when_the_pod_is_gone(fake: FakeKu
         assert [noted.what for noted in it.built.summary.why("m") if noted.source] == ["loaded"]
 
 
+async def test_a_model_whose_pool_is_deleted_says_so_and_is_well_again_when_the_pool_returns(fake: FakeKube) -> None:
+    put_model(fake, "m")
+    async with running(fake) as it:
+        await it.until(lambda: ready(fake, "m") == "True")
+        fake.remove("deployments", "gpu", namespace=NAMESPACE)
+        await it.until(lambda: ready(fake, "m") == "False")
+        assert model_status(fake, "m")["lastFailureInfo"]["reason"] == "RuntimeNotRecognized"
+        assert "url" not in (fake.object("inferenceservices", "m", namespace=NAMESPACE) or {})["status"]
+        put_pool(fake)
+        await it.until(lambda: ready(fake, "m") == "True")
+
+
 # ---- credentials -------------------------------------------------------------------------------------------------
 
 

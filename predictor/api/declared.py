@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -11,11 +9,11 @@ from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from predictor import declared
+from predictor.api import state
 from predictor.api.pod import Pod
 from predictor.declarations import MODEL_FILES
 from predictor.declared import ModelShard
 from predictor.errors import MalformedRequest
-from predictor.report import PodReport
 
 MAX_SHARDS: Final = 2 * len(MODEL_FILES)
 
@@ -59,19 +57,7 @@ def add_routes(app: FastAPI, pod: Pod) -> None:
         since: Annotated[int, Query(ge=0, description="The last event that is known already.")] = 0,
     ) -> Response:
         """How this pod fares, which declarations it knows, and what happened. Loads nothing."""
-        known = pod.declarations
-        report = PodReport(
-            pod.name,
-            release(),
-            pod.state.value,
-            pod.unready(),
-            pod.timeline.up_s,
-            known.serials if known is not None else {},
-            known.scope_serials if known is not None else {},
-            pod.catalogue.report(),
-            pod.cache.chronicle.since(since),
-        )
-        return Response(msgspec.json.encode(report), media_type="application/json")
+        return Response(msgspec.json.encode(state.report(pod, since)), media_type="application/json")
 
     @app.put("/hearth/v1/declarations", response_model=Known)
     async def declare(request: Request) -> Known:
@@ -91,12 +77,3 @@ def add_routes(app: FastAPI, pod: Pod) -> None:
             raise MalformedRequest(f"no shard is called {min(unknown)[:64]!a}: they are {MODEL_FILES[0]} to {MODEL_FILES[-1]}")
         pod.declarations.take(shards)
         return Known(serials=pod.declarations.serials)
-
-
-@cache
-def release() -> str:
-    """The distribution's version. Looked up when first asked for: reading metadata takes 25 ms."""
-    try:
-        return version("hearth")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "unknown"

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from typing import Final
 from urllib.parse import unquote
 
+import msgspec
+
+from predictor.api import state
 from predictor.api.asgi import Bridge
 from predictor.api.inference import Inference
 from predictor.api.message import Answering, Request, Response, error_response, json_response
@@ -23,6 +25,8 @@ from predictor.errors import DeadlineExceeded, HearthError, MalformedRequest, Me
 from predictor.lease import Schema
 from predictor.model import ModelSpec, TensorSpec
 
+STATE: Final = "/hearth/v1/state"
+MAX_SINCE_DIGITS: Final = 15
 EXTENSIONS: Final = ("binary_tensor_data",)
 MAX_VERSION_DIGITS: Final = 18
 REMEMBERED_TARGETS: Final = 10_000
@@ -136,7 +140,7 @@ class InferenceRoutes:
 
 
 class AdminRoutes:
-    """The admin port: the probes at once, everything else through FastAPI."""
+    """The admin port: the probes and a controller's question at once, everything else through FastAPI."""
 
     def __init__(self, pod: Pod) -> None:
         self._pod = pod
@@ -144,11 +148,21 @@ class AdminRoutes:
 
     def __call__(self, request: Request) -> Answering:
         """Answer ``request``."""
+        if request.path == STATE and request.method == "GET" and (since := _since(request.query)) is not None:
+            return Response(200, (msgspec.json.encode(state.report(self._pod, since)),))
         if request.path not in {"/livez", "/readyz"}:
             return self._rare(request)
         if request.method not in {"GET", "HEAD"}:
             return _not_allowed(request, "GET, HEAD")
         return live() if request.path == "/livez" else ready(self._pod, request)
+
+
+def _since(query: str) -> int | None:
+    """Of a controller's question; None: it is asked some other way, which FastAPI answers or refuses."""
+    name, _, value = query.partition("=")
+    if not query:
+        return 0
+    return int(value) if name == "since" and value.isascii() and value.isdigit() and len(value) <= MAX_SINCE_DIGITS else None
 
 
 def live() -> Response:
@@ -176,16 +190,7 @@ def ready(pod: Pod, request: Request) -> Response:
 
 
 def _server() -> Response:
-    return json_response(200, {"name": "hearth", "version": _release(), "extensions": EXTENSIONS})
-
-
-@cache
-def _release() -> str:
-    """The distribution's version. Looked up when first asked for: reading metadata takes 25 ms."""
-    try:
-        return version("hearth")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "unknown"
+    return json_response(200, {"name": "hearth", "version": state.release(), "extensions": EXTENSIONS})
 
 
 def _not_allowed(request: Request, allowed: str) -> Response:

@@ -178,12 +178,13 @@ def test_the_interactive_documentation_names_every_route(client: httpx.Client) -
     }
 
 
-def test_probes_answer_without_the_framework() -> None:
+def test_probes_and_a_controllers_question_answer_without_the_framework() -> None:
     with ServedPod("uvloop") as served, RawClient(served.admin_port) as client:
+        asked = client.get("/hearth/v1/state?since=0").status
         statuses = [client.get(path).status for path in ("/livez", "/readyz")]
         served.pod.state = PodState.DRAINING
 
-        assert statuses == [200, 200]
+        assert [asked, *statuses] == [200, 200, 200]
         assert client.get("/readyz").status == 503
         assert served.admin._service.handler._handler._rare._loading is None  # type: ignore[attr-defined]
 

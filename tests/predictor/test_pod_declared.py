@@ -157,6 +157,12 @@ def test_a_broken_new_place_is_told_and_the_old_one_answers(stand: tuple[Declari
     assert pod.server.infer("breaking").status_code == 404
 
 
+def test_a_question_that_makes_no_sense_is_refused(stand: tuple[Declaring, FakeS3, FakeS3]) -> None:
+    pod, _, _ = stand
+    assert pod.server.admin.get("/hearth/v1/state", params={"since": "yesterday"}).status_code == 422
+    assert pod.server.admin.get("/hearth/v1/state").json()["pod"] == pod.state()["pod"]
+
+
 def test_events_are_told_once(stand: tuple[Declaring, FakeS3, FakeS3]) -> None:
     pod, _, _ = stand
     pod.first("mounted")

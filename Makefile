@@ -18,7 +18,7 @@ RECENT := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python %d.
 # Some environments forbid bytecode: every import of torch then compiles it anew (3 s instead of 1.2).
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install demo test soak lint e2e bench-overhead bench-fairness lock reference clean
+.PHONY: help install demo test soak lint e2e bench-overhead bench-fairness bench-loadtest lock reference clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -48,6 +48,7 @@ test: install  ## the whole test suite; policy/ must be covered branch by branch
 soak: install  ## what takes long: the simulation with 100,000 events a seed, a pod under 20,000 requests
 	SOAK_SIM_EVENTS=100000 SOAK_SIM_SEEDS=8 $(BIN)/python -m pytest tests/sim -q
 	SOAK_REQUESTS=20000 SOAK_TURNS=200 $(BIN)/python -m pytest tests/predictor/test_many_models.py tests/predictor/test_pod_tiers.py -q -s
+	SOAK_STALL_S=10 $(BIN)/python -m pytest tests/loadtest/test_run.py -q -s
 
 lint: install  ## ruff, mypy, import-linter, house tests
 	$(BIN)/ruff check .
@@ -68,6 +69,9 @@ bench-overhead: install $(PEERS)/.installed  ## overhead per request beside Trit
 bench-fairness: install $(PEERS)/.installed  ## who gets what of a shared device: floods, weights, priorities (BENCH="--rounds 1 --scenes priorities")
 	$(BIN)/python -m loadtest.fairness --peers-venv $(PEERS) $(BENCH)
 
+bench-loadtest: install  ## how many requests a second one core sends on time, and how late (BENCH="--rate 2000 --seconds 20")
+	$(BIN)/python -m loadtest.bench $(BENCH)
+
 # Without their dependencies: Triton and uvicorn run with the packages of $(VENV), so that torch and numpy are the same for all.
 # wrk is Debian's; where there is neither apt-get nor a wrk on the PATH, the bench says so and ends.
 $(PEERS)/.installed:
@@ -82,14 +86,16 @@ reference: install  ## write docs/reference/{settings,metrics,errors}.md anew
 
 COMPILE := uv pip compile --quiet --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header
 
-lock:  ## resolve the dependencies anew (needs uv on the PATH), and the images' three slices of them
+lock:  ## resolve the dependencies anew (needs uv on the PATH), and the images' four slices of them
 	$(COMPILE) --universal --upgrade --extra dev pyproject.toml --output-file requirements/lock.txt
 	echo torch | $(COMPILE) --no-annotate --constraints requirements/lock.txt - >$(VENV)/torch.txt
 	echo torch >$(VENV)/excluded.txt
 	$(COMPILE) --no-annotate --constraints requirements/lock.txt --excludes $(VENV)/excluded.txt pyproject.toml >$(VENV)/predictor.txt
 	printf '%s\n' torch numpy onnxruntime uvloop httptools >$(VENV)/excluded.txt
 	$(COMPILE) --no-annotate --constraints requirements/lock.txt --excludes $(VENV)/excluded.txt --extra controller pyproject.toml >$(VENV)/controller.txt
-	for slice in torch predictor controller; do \
+	printf '%s\n' torch onnxruntime uvloop httptools >$(VENV)/excluded.txt
+	$(COMPILE) --no-annotate --constraints requirements/lock.txt --excludes $(VENV)/excluded.txt --extra loadtest --extra controller pyproject.toml >$(VENV)/loadtest.txt
+	for slice in torch predictor controller loadtest; do \
 	  { grep '^#' requirements/$$slice.txt; cat $(VENV)/$$slice.txt; } >$(VENV)/slice.txt && mv $(VENV)/slice.txt requirements/$$slice.txt; \
 	done
 

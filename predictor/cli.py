@@ -43,9 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _serve(arguments)
     if arguments[:1] == ["controller"]:
         return _controller(arguments)
-    given = _parser().parse_args(arguments)
+    is_load = arguments[:1] == ["loadtest"]
+    given = _parser().parse_args(arguments[:1] if is_load else arguments)
     try:
-        return int(given.run(given))
+        return _loadtest(arguments) if is_load else int(given.run(given))
     except HearthError as error:
         print(f"hearth {given.command}: {error.message}", file=sys.stderr)
         return 1
@@ -62,9 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    # Only for the list in `hearth --help`: main() has handed these two over before this parser is asked.
+    # Only for the list in `hearth --help`: main() has handed these over before this parser is asked.
     commands.add_parser("serve", help="serve the models below an S3 prefix", add_help=False)
     commands.add_parser("controller", help="own the model InferenceServices of a namespace", add_help=False)
+    commands.add_parser("loadtest", help="drive a server with a schedule of requests", add_help=False)
 
     demo = commands.add_parser("demo", help="see it work on this machine: 24 models, a device that holds six")
     demo.add_argument("--keep", action="store_true", help="leave the server running until Ctrl-C")
@@ -173,6 +175,12 @@ def _controller(arguments: list[str]) -> int:
         print(f"hearth controller: {missing.name} is not installed: pip install 'hearth[controller]'", file=sys.stderr)
         return 1
     return control(arguments[1:])
+
+
+def _loadtest(arguments: list[str]) -> int:
+    from loadtest.command import main as load  # noqa: PLC0415
+
+    return load(arguments[1:])
 
 
 def _demo(given: argparse.Namespace) -> int:

@@ -128,7 +128,7 @@ def test_the_changelog_knows_the_version() -> None:
 def test_the_image_installs_what_is_locked() -> None:
     pin = re.compile(r"^[\w.-]+==[^\s;]+", re.MULTILINE)
     locked = set(pin.findall((ROOT / "requirements/lock.txt").read_text()))
-    for name in ("torch.txt", "predictor.txt", "controller.txt"):
+    for name in ("torch.txt", "predictor.txt", "controller.txt", "loadtest.txt"):
         pinned = set(pin.findall((ROOT / "requirements" / name).read_text()))
         assert pinned
         assert pinned <= locked, f"requirements/{name} differs from the lock: run `make lock`"

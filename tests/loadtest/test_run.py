@@ -1,0 +1,184 @@
+"""Whole runs: Locust as a process, a stand-in server beside it, and the folder that is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest import payloads, records
+from loadtest.command import LOCUSTFILE, main
+from loadtest.conduct import INVALID, Run
+from loadtest.options import Options
+from loadtest.plan import Plan
+from loadtest.records import Book, Record
+from loadtest.standin import QUESTION
+
+STALL_S = float(os.environ.get("SOAK_STALL_S", "1"))
+"""`make soak` stalls for 10 s: at 50 requests a second about 500 slow ones."""
+RATE = 50.0
+ANY_LAG = "--max-send-lag-ms=1e9"
+
+
+@contextmanager
+def standin(*flags: str) -> Iterator[str]:
+    command = [sys.executable, "-m", "loadtest.standin", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        finally:
+            server.terminate()
+
+
+@pytest.fixture
+def deck(tmp_path: Path) -> Path:
+    path = tmp_path / "deck.jsonl"
+    payloads.write(path, [QUESTION])
+    return path
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = records.read(folder).to_pylist()
+    return found
+
+
+def locust(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "locust",
+        "-f",
+        str(LOCUSTFILE),
+        "--headless",
+        "--only-summary",
+        "--start-in-s=0.5",
+        *arguments,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100 + 2 * STALL_S)
+
+
+def test_a_server_that_stalls_is_reported_as_slow_for_everything_that_was_due_meanwhile(tmp_path: Path, deck: Path) -> None:
+    duration_s = STALL_S + 1.0
+    folder = tmp_path / "run"
+    with standin("--stall-after-s=0.3", f"--stall-s={STALL_S}") as host:
+        asked = [f"--rate={RATE}", f"--duration-s={duration_s}", f"--output={folder}", ANY_LAG]
+        done = locust(f"--host={host}", f"--deck={deck}", *asked)
+    assert done.returncode == 0, done.stderr
+    found = rows(folder)
+    due = list(Plan.of(Options(deck=str(deck), rate=RATE, duration_s=duration_s)).events())
+    assert sorted(row["due_s"] for row in found) == [event.due_s for event in due]
+    # The stall began when the first request came in: at or before its answer, and not before it was due.
+    first = min(found, key=lambda row: row["due_s"])
+    ended_s = first["due_s"] + 0.3 + STALL_S
+    meanwhile = [row for row in found if first["done_s"] + 0.3 <= row["due_s"] < ended_s]
+    assert len(meanwhile) > 0.5 * RATE * STALL_S
+    assert all(row["done_s"] >= ended_s - 0.01 for row in meanwhile)
+    assert len({row["done_s"] > row["due_s"] + 0.5 * STALL_S for row in meanwhile}) == 2
+
+
+def test_several_processes_share_one_schedule_and_start_at_one_instant(tmp_path: Path, deck: Path) -> None:
+    folder = tmp_path / "run"
+    with standin() as host:
+        arguments = [
+            f"--host={host}",
+            f"--deck={deck}",
+            "--processes=3",
+            "--rate=60",
+            "--duration-s=2",
+            f"--output={folder}",
+            ANY_LAG,
+        ]
+        done = locust(*arguments, "--priorities=high=1,normal=3", "--encoding=mixed")
+    assert done.returncode == 0, done.stderr
+    told = records.read_run(folder)
+    assert (told["format"], told["processes"], told["mode"], told["valid"]) == (1, 3, "open", True)
+    assert len(told["generators"]) == 3
+    assert len(list((folder / "requests").glob("*.parquet"))) == 3
+    found = rows(folder)
+    due = list(Plan.of(Options.of(told["settings"])).events())
+    assert sorted((row["due_s"], row["priority"]) for row in found) == [(event.due_s, event.priority) for event in due]
+    assert told["requests"] == len(found)
+    assert not [row for row in found if row["error"]]
+
+
+def test_failures_and_a_closed_loop_are_told_in_the_exit_status_and_in_the_run(tmp_path: Path) -> None:
+    deck, folder = tmp_path / "deck.jsonl", tmp_path / "run"
+    wrong = {"name": "y", "datatype": "FP32", "shape": [1, 4], "data": [0.0, 0.0, 0.0, 0.0]}
+    payloads.write(deck, [QUESTION, QUESTION | {"outputs": [wrong]}])
+    with standin() as host:
+        done = locust(
+            f"--host={host}",
+            f"--deck={deck}",
+            "--closed=2",
+            "--duration-s=0.5",
+            f"--output={folder}",
+            "--slo=p99<1s",
+            "--slo=errors<1%",
+        )
+    assert done.returncode == 1, done.stderr
+    assert "wrong answer" in done.stderr
+    told = records.read_run(folder)
+    assert (told["mode"], told["slo"]) == ("closed", ["p99<1s", "errors<1%"])
+    assert any("closed loop" in note for note in told["notes"])
+    assert {row["error"] for row in rows(folder)} == {"", "wrong answer"}
+
+
+def test_a_run_with_an_unusable_deck_ends_before_it_begins(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--host=http://127.0.0.1:1", f"--deck={tmp_path / 'none.jsonl'}"]) == 2
+    assert "cannot be read" in capfd.readouterr().err
+    assert main(["run", "--host=http://127.0.0.1:1"]) == 2
+    assert "--deck" in capfd.readouterr().err
+
+
+def test_a_schedule_can_be_looked_at_without_sending_it(deck: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["schedule", f"--deck={deck}", "--rate=20", "--duration-s=100"]) == 0
+    told = capfd.readouterr().out
+    assert "for 1 of 1 models" in told
+    assert told.count("/s") == 10
+
+
+def finished(tmp_path: Path, deck: Path, *lags_s: float, **options: Any) -> Run:
+    folder = tmp_path / "run"
+    book = Book(folder / "requests" / "0000.parquet")
+    for number, lag_s in enumerate(lags_s):
+        book.add(Record(float(number), number + lag_s, number + lag_s, number + lag_s + 0.1))
+    book.close()
+    asked = Options(deck=str(deck), **options)
+    return Run(asked, Plan.of(asked), folder, "http://host", set(), 1, 0.0, say=lambda _: None)
+
+
+def test_a_run_whose_generator_was_late_is_invalid(tmp_path: Path, deck: Path) -> None:
+    assert finished(tmp_path, deck, *[0.001] * 98, 0.021, 0.5).conclude() == INVALID
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert not told["valid"]
+    assert any("send lag" in note for note in told["notes"])
+
+
+def test_the_limit_of_the_lag_can_be_raised_and_the_run_says_so(tmp_path: Path, deck: Path) -> None:
+    assert finished(tmp_path, deck, *[0.3] * 9, max_send_lag_ms=400.0).conclude() == 0
+    assert any("400 ms" in note for note in records.read_run(tmp_path / "run")["notes"])
+
+
+def test_a_run_that_lost_a_process_is_invalid_and_says_which(tmp_path: Path, deck: Path) -> None:
+    run = finished(tmp_path, deck, 0.001)
+    run.pending = {"worker-1"}
+    run.lose(["worker-1"], "is gone")
+    assert run.finished
+    assert run.conclude() == INVALID
+    assert any("worker-1 is gone" in note for note in records.read_run(run.folder)["notes"])
+
+
+def test_many_rows_reach_the_file_in_order(tmp_path: Path) -> None:
+    book = Book(tmp_path / "requests" / "0.parquet")
+    for number in range(70_000):
+        book.add(Record(float(number), error="x" if number % 2 else ""))
+    book.close()
+    assert records.read(tmp_path)["due_s"].to_pylist() == [float(number) for number in range(70_000)]

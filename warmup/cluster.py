@@ -325,7 +325,9 @@ def _progress(pool: Pool | None, *, warm: bool) -> tuple[str, bool]:
         # How long a pod then stays is Knative's affair: its window, its grace period, requests.
         return "its pods go when nobody asks for a while" if pool.pods else "no pod runs", True
     serving = next((pod.name for pod in pool.pods if pod.state == SERVING), "")
-    if serving or pool.warm == "warm":
+    # A pod serves some tenths of a second before Knative sends it requests: "warm" is Knative's word. A min-scale of
+    # the user's own, and an older controller, say no such word.
+    if pool.warm == "warm" or (serving and pool.warm in {"own", ""}):
         return f"{serving or 'a pod'} serves", True
     return _obstacle(pool), False
 

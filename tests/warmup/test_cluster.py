@@ -235,6 +235,17 @@ async def test_a_pod_that_tells_nothing_is_believed_when_knative_calls_it_ready(
     assert "a pod serves" in capsys.readouterr().out
 
 
+async def test_a_pod_that_serves_is_not_enough_until_knative_calls_it_ready(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "WAIT_S", 0.05)
+    desk.pools[1]["warm"] = "starting"
+    desk.pools[1]["pods"] = [{"name": "gpu-abc", "state": "serving"}]
+    assert await hearth("warm", "gpu") == 1
+    desk.pools[1]["warm"] = "warm"
+    assert await hearth("warm", "gpu") == 0
+
+
 async def test_warm_off_removes_it(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     await hearth("warm", "gpu", "--no-wait")
     assert warm_until(desk.fake, "servingruntimes", "gpu")

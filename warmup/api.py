@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -19,12 +18,10 @@ from typing import Any
 import msgspec
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.exceptions import HTTPException
 
-from predictor.errors import HearthError, MalformedRequest
+from predictor.errors import MalformedRequest
+from predictor.refusals import tell_errors
 from predictor.telemetry import Telemetry
 from warmup.pods import Pods
 from warmup.summary import Summary
@@ -53,10 +50,7 @@ class Desk:
 def application(desk: Desk) -> FastAPI:
     """The whole port's application."""
     app = FastAPI(title="Hearth controller", description="Pools and models of one namespace.", redoc_url=None)
-    app.add_exception_handler(HearthError, _on_refusal)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(Exception, _on_failure)
+    tell_errors(app, whose="the controller's")
     _probes(app, desk)
 
     @app.get("/hearth/v1/pools")
@@ -180,26 +174,3 @@ class UnknownPool(MalformedRequest):
 
 def _json(told: Any, status: int = HTTPStatus.OK) -> Response:
     return Response(msgspec.json.encode(told), status, media_type="application/json")
-
-
-async def _on_refusal(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HearthError), error
-    headers = None
-    if error.retryable and error.retry_after_s is not None:
-        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
-    return JSONResponse({"error": error.message}, error.http_status, headers)
-
-
-async def _on_http(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException), error
-    return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
-
-
-async def _on_invalid(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError), error
-    faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-    return JSONResponse({"error": "; ".join(faults)}, HTTPStatus.UNPROCESSABLE_ENTITY)
-
-
-async def _on_failure(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": f"internal error: {type(error).__name__}; the controller's log tells more"}, 500)

@@ -7,23 +7,20 @@ The models describe the answers for /docs. Large answers are encoded by msgspec 
 from __future__ import annotations
 
 import asyncio
-import math
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 import msgspec
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
-from starlette.exceptions import HTTPException
 
 from predictor.api import declared
 from predictor.api.pod import Pod
 from predictor.api.residency import residency
 from predictor.errors import HearthError, UnknownModel
 from predictor.model import ModelSpec
+from predictor.refusals import tell_errors
 from predictor.report import Why
 from predictor.telemetry import METRICS
 
@@ -305,31 +302,5 @@ async def _index(pod: Pod) -> list[dict[str, str]]:
 
 def _application(title: str, description: str) -> FastAPI:
     app = FastAPI(title=title, description=description, redoc_url=None, responses={"4XX": {"model": Problem}})
-    app.add_exception_handler(HearthError, _on_refusal)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(Exception, _on_failure)
+    tell_errors(app, whose="the server's")
     return app
-
-
-async def _on_refusal(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HearthError), error
-    headers = None
-    if error.retryable and error.retry_after_s is not None:
-        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
-    return JSONResponse({"error": error.message}, error.http_status, headers)
-
-
-async def _on_http(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException), error
-    return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
-
-
-async def _on_invalid(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError), error
-    faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-    return JSONResponse({"error": "; ".join(faults)}, HTTPStatus.UNPROCESSABLE_ENTITY)
-
-
-async def _on_failure(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": f"internal error: {type(error).__name__}; the server's log tells more"}, 500)

@@ -92,7 +92,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """Something that happened to one version of a model.
 
     at_s         moment, seconds since the epoch
-    what         ``loaded``, ``failed``, ``stopped`` (a pre-load made way), ``dropped`` or ``pushed out`` (another one)
+    what         ``loaded``, ``preloaded`` (nobody waited; ``cause`` says who wanted it), ``failed``, ``stopped`` (a pre-load
+                 made way), ``dropped`` or ``pushed out`` (another one)
     place        ``disk``, ``ram`` or ``device 0``
     seconds      what a load took
     cause        of a drop: ``room``, ``order``, ``lost``, ``idle`` or ``damaged``; of a failure: its message
@@ -156,6 +157,51 @@ class Happened(msgspec.Struct, frozen=True):
     event: Event
 
 
+class WarmUp(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How far a pod that came up is with the hot set, and with what it was ordered since.
+
+    state    ``off`` (there is no hot set), ``reading``, ``loading``, ``paused`` (somebody waits), ``done``
+    source   where the hot set was found: ``mounted``, ``state prefix`` or ``""``
+    wanted   models of the hot set; ``loaded`` of them were, ``skipped`` found no room or nothing colder, ``failed``
+    trouble  why there is no hot set, or why demand cannot be written; "": nothing is wrong
+    """
+
+    state: str = "off"
+    source: str = ""
+    wanted: int = 0
+    loaded: int = 0
+    skipped: int = 0
+    failed: int = 0
+    trouble: str = ""
+
+
+class Order(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Controller → pod: have this model at this tier, behind every request. The same ``number`` twice is one order.
+
+    number   grows with every order that this controller gives a pool (its clock's milliseconds at first)
+    version  0: whichever is served
+    tier     ``device`` or ``ram``
+    why      for people, in a sentence: "asked on pod a, cold on pod b"
+    until_s  moment, seconds since the epoch, from which it means nothing any more
+    """
+
+    number: int
+    name: str
+    version: int = 0
+    tier: str = "device"
+    why: str = ""
+    until_s: float = 0.0
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """What ``PUT /hearth/v1/orders`` takes, at most ``MAX_ORDERS`` at once. The answer is a PodReport's ``ordered``."""
+
+    orders: tuple[Order, ...]
+
+
+MAX_ORDERS = 256
+
+
 class PodReport(msgspec.Struct, frozen=True):
     """What a controller asks a running pod, again and again: ``GET /hearth/v1/state?since=NUMBER``.
 
@@ -166,6 +212,10 @@ class PodReport(msgspec.Struct, frozen=True):
     scopes    file name of a shard of credentials → serial, the same
     declared  models that are loaded, loading or failed
     happened  events after ``since``, oldest first, as far as the journal reaches back
+    asked     inference requests that it has taken since it began; ``asked_s_ago``: since the latest, None: none came yet
+    running   of those, inside the pod now, waiting ones included
+    warm_up   how far it is with the hot set
+    ordered   highest number of an order that it has taken
     """
 
     pod: str
@@ -177,6 +227,11 @@ class PodReport(msgspec.Struct, frozen=True):
     scopes: dict[str, int] = {}
     declared: tuple[DeclaredReport, ...] = ()
     happened: tuple[Happened, ...] = ()
+    asked: int = 0
+    asked_s_ago: float | None = None
+    running: int = 0
+    warm_up: WarmUp = WarmUp()
+    ordered: int = 0
 
 
 def place(tier: str, device: int) -> str:

@@ -20,7 +20,10 @@ SHOWN_MODELS: Final = 10
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one subcommand; the value is the exit code. 1: requests failed; 2: badly asked; 3: the run is invalid."""
+    """Run one subcommand; the value is the exit code.
+
+    1: a gate is missed, or there is none and requests failed; 2: badly asked; 3: the run is invalid.
+    """
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "run": _run,
         "record": _record,
@@ -68,9 +71,14 @@ def _run(argv: Sequence[str]) -> int:
     if missing:
         return _refuse("run", f"{', '.join(missing)} is not installed: pip install 'hearth[loadtest]'")
     if "--worker" not in rest:  # a worker hears from its master what to do
+        from loadtest.report.gates import BadGate, parse  # noqa: PLC0415 (pyarrow, which may be missing)
+
         try:
-            Plan.of(Options.of(vars(given)))
-        except (BadDeck, BadTrace, BadWorkload) as refusal:
+            asked = Options.of(vars(given))
+            Plan.of(asked)
+            for gate in asked.gates:
+                parse(gate)
+        except (BadDeck, BadGate, BadTrace, BadWorkload) as refusal:
             return _refuse("run", str(refusal))
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), *_without(argv, "--web")]
     command += ["--web-host", "127.0.0.1"] if given.web else ["--headless", "--only-summary", "--loglevel", "WARNING"]

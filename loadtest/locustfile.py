@@ -16,7 +16,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import gevent
 from gevent.event import Event as Signal
@@ -33,6 +33,7 @@ from loadtest.options import Options
 from loadtest.payloads import BadDeck
 from loadtest.plan import Plan
 from loadtest.records import Book
+from loadtest.report.gates import BadGate, parse
 from loadtest.traces import BadTrace
 from loadtest.workloads import BadWorkload, share
 
@@ -128,6 +129,7 @@ class Stage:
     run: Run | None = None
     part: Part | None = None
     ended = False
+    verdict: ClassVar[list[str]] = []
 
 
 class OpenLoop(FastHttpUser):
@@ -222,7 +224,9 @@ def _test_start(environment: Environment, **_: Any) -> None:
     try:
         given = Options.of(vars(environment.parsed_options))
         plan = Plan.of(given)
-    except (BadDeck, BadTrace, BadWorkload) as refusal:
+        for gate in given.gates:
+            parse(gate)
+    except (BadDeck, BadGate, BadTrace, BadWorkload) as refusal:
         log.error("%s", refusal)  # noqa: TRY400 (what was asked was wrong: a message, no trace)
         environment.process_exit_code = BADLY_ASKED
         gevent.spawn(runner.quit)
@@ -258,8 +262,22 @@ def _test_stop(environment: Environment, **_: Any) -> None:
         return
     Stage.run = None
     status = run.conclude()
-    if status:
+    if status or run.options.gates:  # with gates they alone decide: Locust's own 1 for any failed request does not count then
         environment.process_exit_code = status
+    if environment.web_ui is None:
+        Stage.verdict = run.verdict
+    else:
+        _say(run.verdict)
+
+
+def _quit(**_: Any) -> None:
+    """After Locust's tables: the last thing that is read is the verdict."""
+    _say(Stage.verdict)
+
+
+def _say(verdict: list[str]) -> None:
+    for text in verdict:
+        print(text, flush=True)
 
 
 def _on_start(environment: Environment, msg: Any, **_: Any) -> None:  # noqa: ARG001 (as Locust calls it)
@@ -293,6 +311,7 @@ def _listen() -> None:
         events.test_start: _test_start,
         events.test_stopping: _test_stopping,
         events.test_stop: _test_stop,
+        events.quit: _quit,
     }
     for hook, listener in hooks.items():
         add: Callable[..., Any] = hook.add_listener

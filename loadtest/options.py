@@ -144,7 +144,7 @@ HELP: Final = {
     "max_send_lag_ms": "p99 of what the generator may send late; above it the run is invalid (exit status 3)",
     "start_in_s": "seconds until the common start of all processes",
     "output": "folder of the run [loadtest-<time>]",
-    "slo": "a gate of the report, such as 'p99<250ms', 'errors<0.1%%' or 'cold<2%%'; several times, or with commas",
+    "slo": "a gate, judged at the end of the run and in the report (exit status 1), such as 'p99<250ms', 'errors<0.1%%' or 'cold<2%%'; several times, or with commas",
     "admin": "a Hearth admin port whose pod is counted during the run",
     "pods_from": "a namespace whose controller is asked how many pods there are during the run",
     "pods_every_s": "how often",

@@ -15,10 +15,11 @@ import pytest
 
 from loadtest import payloads, records
 from loadtest.command import LOCUSTFILE, main
-from loadtest.conduct import INVALID, Run
+from loadtest.conduct import Run
 from loadtest.options import Options
 from loadtest.plan import Plan
 from loadtest.records import Book, Record
+from loadtest.report.verdicts import INVALID, MISSED, OK
 from loadtest.standin import QUESTION
 
 STALL_S = float(os.environ.get("SOAK_STALL_S", "1"))
@@ -96,8 +97,9 @@ def test_several_processes_share_one_schedule_and_start_at_one_instant(tmp_path:
             f"--output={folder}",
             ANY_LAG,
         ]
-        done = locust(*arguments, "--priorities=high=1,normal=3", "--encoding=mixed")
+        done = locust(*arguments, "--priorities=high=1,normal=3", "--encoding=mixed", "--slo=cold<=0%")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "PASS cold<=0%: 0 %"
     told = records.read_run(folder)
     assert (told["format"], told["processes"], told["mode"], told["valid"]) == (1, 3, "open", True)
     assert len(told["generators"]) == 3
@@ -120,13 +122,16 @@ def test_failures_and_a_closed_loop_are_told_in_the_exit_status_and_in_the_run(t
             "--closed=2",
             "--duration-s=0.5",
             f"--output={folder}",
-            "--slo=p99<1s",
+            "--slo=errors[answered]<1%",
             "--slo=errors<1%",
         )
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == MISSED, done.stderr
     assert "wrong answer" in done.stderr
+    passed, failed = done.stdout.splitlines()[-2:]
+    assert passed.startswith("PASS errors[answered]")
+    assert failed.startswith("FAIL errors<1%: ")
     told = records.read_run(folder)
-    assert (told["mode"], told["slo"]) == ("closed", ["p99<1s", "errors<1%"])
+    assert (told["mode"], told["slo"]) == ("closed", ["errors[answered]<1%", "errors<1%"])
     assert any("closed loop" in note for note in told["notes"])
     assert {row["error"] for row in rows(folder)} == {"", "wrong answer"}
 
@@ -136,6 +141,11 @@ def test_a_run_with_an_unusable_deck_ends_before_it_begins(tmp_path: Path, capfd
     assert "cannot be read" in capfd.readouterr().err
     assert main(["run", "--host=http://127.0.0.1:1"]) == 2
     assert "--deck" in capfd.readouterr().err
+
+
+def test_a_gate_that_cannot_be_read_is_refused_before_the_run(deck: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--host=http://127.0.0.1:1", f"--deck={deck}", "--slo=p99<1 parsec"]) == 2
+    assert "write its limit in ms or s" in capfd.readouterr().err
 
 
 def test_a_schedule_can_be_looked_at_without_sending_it(deck: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +159,7 @@ def finished(tmp_path: Path, deck: Path, *lags_s: float, **options: Any) -> Run:
     folder = tmp_path / "run"
     book = Book(folder / "requests" / "0000.parquet")
     for number, lag_s in enumerate(lags_s):
-        book.add(Record(float(number), number + lag_s, number + lag_s, number + lag_s + 0.1))
+        book.add(Record(float(number), number + lag_s, number + lag_s, number + lag_s + 0.1, status=200))
     book.close()
     asked = Options(deck=str(deck), **options)
     return Run(asked, Plan.of(asked), folder, "http://host", set(), 1, 0.0, say=lambda _: None)
@@ -165,6 +175,25 @@ def test_a_run_whose_generator_was_late_is_invalid(tmp_path: Path, deck: Path) -
 def test_the_limit_of_the_lag_can_be_raised_and_the_run_says_so(tmp_path: Path, deck: Path) -> None:
     assert finished(tmp_path, deck, *[0.3] * 9, max_send_lag_ms=400.0).conclude() == 0
     assert any("400 ms" in note for note in records.read_run(tmp_path / "run")["notes"])
+
+
+@pytest.mark.parametrize(
+    ("slo", "status", "told"),
+    [
+        ("p99<150ms,errors<=0%", OK, ["PASS p99<150ms: 102 ms", "PASS errors<=0%: 0 %"]),
+        ("p50<1s,max<50ms", MISSED, ["PASS p50<1s: 101 ms", "FAIL max<50ms: 102 ms"]),
+    ],
+)
+def test_a_run_ends_with_a_verdict_on_its_gates(tmp_path: Path, deck: Path, slo: str, status: int, told: list[str]) -> None:
+    run = finished(tmp_path, deck, 0.001, 0.001, 0.002, slo=slo)
+    assert run.conclude() == status
+    assert run.verdict == told
+
+
+def test_the_gates_of_an_invalid_run_decide_nothing(tmp_path: Path, deck: Path) -> None:
+    run = finished(tmp_path, deck, 0.5, slo="errors<1%")
+    assert run.conclude() == INVALID
+    assert run.verdict == ["PASS errors<1%: 0 %"]
 
 
 def test_a_run_that_lost_a_process_is_invalid_and_says_which(tmp_path: Path, deck: Path) -> None:

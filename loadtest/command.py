@@ -49,7 +49,7 @@ def _report(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     """Hand over to Locust, in a process of its own: it patches the standard library for gevent as it is imported."""
-    from loadtest import options  # noqa: PLC0415 (numpy only where it is used)
+    from loadtest import options, trust  # noqa: PLC0415 (numpy only where it is used)
     from loadtest.options import Options  # noqa: PLC0415
     from loadtest.payloads import BadDeck  # noqa: PLC0415
     from loadtest.plan import Plan  # noqa: PLC0415
@@ -76,6 +76,7 @@ def _run(argv: Sequence[str]) -> int:
         try:
             asked = Options.of(vars(given))
             Plan.of(asked)
+            trust.authority(asked.ca_file)
             for gate in asked.gates:
                 parse(gate)
         except (BadDeck, BadGate, BadTrace, BadWorkload) as refusal:
@@ -105,11 +106,14 @@ def _followed(command: Sequence[str]) -> int:
 
 
 def _record(argv: Sequence[str]) -> int:
-    from loadtest import payloads, recording  # noqa: PLC0415
+    from loadtest import payloads, recording, trust  # noqa: PLC0415
+    from loadtest.workloads import BadWorkload  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(prog="hearth loadtest record", description=recording.__doc__, allow_abbrev=False)
     parser.add_argument("--host", required=True, metavar="URL", help="the server")
     parser.add_argument("--host-header", default="", metavar="NAME", help="Host to send, where the address is a gateway's")
+    parser.add_argument("--ca-file", default="", metavar="FILE", help="certificates that are believed beside the system's")
+    parser.add_argument("--insecure", action="store_true", help="believe any certificate")
     parser.add_argument("--models", default="", metavar="NAME[:VERSION],...", help="[all that the server lists]")
     parser.add_argument("--rows", default="1", metavar="N,...", help="sizes of a free first dimension [%(default)s]")
     parser.add_argument("--questions", type=int, default=2, metavar="N", help="of each size [%(default)s]")
@@ -130,9 +134,10 @@ def _record(argv: Sequence[str]) -> int:
             given.tolerance,
             given.timeout_s,
             given.seed,
+            trust.contexts(trust.authority(given.ca_file), insecure=given.insecure)(),
         )
         payloads.write(given.output, recording.record(asked, lambda text: print(text, file=sys.stderr)))
-    except (recording.CannotRecord, ValueError, OSError) as problem:
+    except (recording.CannotRecord, BadWorkload, ValueError, OSError) as problem:
         return _refuse("record", str(problem))
     print(f"{given.output}: these answers are {given.host}'s own")
     return 0

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from loadtest import pods, records
+from loadtest import pods, records, trust
 from loadtest.options import Options
 from loadtest.plan import Plan
 from loadtest.report import recorded
@@ -46,7 +46,7 @@ class Run:
 
     pending  processes whose records are not all here; what they are called is Locust's business
     ending   somebody wants it to end early
-    verdict  a line for each gate, once the run is over
+    verdict  a line for each gate, once the run is over, and one if it is invalid
     """
 
     options: Options
@@ -89,6 +89,7 @@ class Run:
             self.pending.discard(name)
             self.lost.append(name)
             self.notes.append(f"process {name} {why}: its share of the requests is missing")
+            self.say(self.notes[-1])
 
     def start_message(self, index: int) -> dict[str, Any]:
         """What a process must know to play its part."""
@@ -99,6 +100,7 @@ class Run:
         return {
             "options": asdict(self.options),
             "deck": deck.read_bytes(),
+            "authority": trust.authority(self.options.ca_file),
             "host": self.host,
             "start_unix_s": self.start_unix_s,
             "index": index,
@@ -173,6 +175,10 @@ class Run:
             run = recorded.read(self.folder)
             judged = verdicts(own_gates(run), run)
             self.verdict = [verdict_line(verdict) for verdict in judged]
+        if late or self.lost:
+            self.verdict.append(
+                "INVALID: " + ("the generator was late" if late else "a process is lost") + ", gates mean nothing"
+            )
         return exit_code([judged], invalid=bool(late or self.lost))
 
     def _write(self, **more: Any) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import gevent
+import gevent.ssl
 from gevent.event import Event as Signal
 from locust import FastHttpUser, LoadTestShape, events, task
 from locust.env import Environment
@@ -26,7 +27,7 @@ from locust.event import EventHook
 from locust.exception import StopUser
 from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner
 
-from loadtest import conduct, options
+from loadtest import conduct, options, trust
 from loadtest.conduct import Run
 from loadtest.drive import Driver, clock_from
 from loadtest.options import Options
@@ -56,6 +57,8 @@ class Part:
         self.options = Options.of({**told["options"], "deck": str(deck)})
         self.plan = Plan.of(self.options)
         self.host: str = told["host"]
+        make = gevent.ssl.create_default_context
+        self.contexts = trust.contexts(told["authority"], insecure=self.options.insecure, make=make)
         self.index: int = told["index"]
         self.processes: int = told["processes"]
         self.start_unix_s: float = told["start_unix_s"]
@@ -146,6 +149,8 @@ class OpenLoop(FastHttpUser):
             self.host = given.host
             self.concurrency = given.options.max_outstanding + SPARE_CONNECTIONS
             self.connection_timeout = self.network_timeout = given.options.timeout_s
+            self.insecure = given.options.insecure  # Locust's own default believes everybody
+            self.ssl_context_factory = given.contexts
         super().__init__(environment)
 
     @task
@@ -224,6 +229,7 @@ def _test_start(environment: Environment, **_: Any) -> None:
     try:
         given = Options.of(vars(environment.parsed_options))
         plan = Plan.of(given)
+        trust.authority(given.ca_file)
         for gate in given.gates:
             parse(gate)
     except (BadDeck, BadGate, BadTrace, BadWorkload) as refusal:

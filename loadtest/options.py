@@ -40,6 +40,8 @@ class Options:
     think_time_s: float = 0.0
     encoding: str = "json"
     host_header: str = ""
+    ca_file: str = ""
+    insecure: bool = False
     server: str = "hearth"
     deadline_ms: int = 0
     retries: int = 2
@@ -135,6 +137,8 @@ HELP: Final = {
     "think_time_s": "closed loop: mean pause of a client between its requests",
     "encoding": "of tensors",
     "host_header": "Host to send, where the address is a gateway's",
+    "ca_file": "certificates (PEM) of an authority that is believed beside the system's, for https",
+    "insecure": "believe any certificate",
     "server": "hearth, or v2: any other server of the Open Inference Protocol, without Hearth's headers",
     "deadline_ms": "Hearth-Deadline-Ms; 0: not sent",
     "retries": "on 503 and 429 with Retry-After, per request",
@@ -144,7 +148,8 @@ HELP: Final = {
     "max_send_lag_ms": "p99 of what the generator may send late; above it the run is invalid (exit status 3)",
     "start_in_s": "seconds until the common start of all processes",
     "output": "folder of the run [loadtest-<time>]",
-    "slo": "a gate, judged at the end of the run and in the report (exit status 1), such as 'p99<250ms', 'errors<0.1%%' or 'cold<2%%'; several times, or with commas",
+    "slo": "a gate, judged when the run is over (exit status 1) and in the report, such as 'p99<250ms', 'errors<0.1%%' or "
+    "'cold<2%%'; several times, or with commas",
     "admin": "a Hearth admin port whose pod is counted during the run",
     "pods_from": "a namespace whose controller is asked how many pods there are during the run",
     "pods_every_s": "how often",

@@ -156,6 +156,11 @@ HELP: Final = {
 }
 
 
+def flag(name: str) -> str:
+    """A field's option."""
+    return "--" + name.replace("_", "-")
+
+
 class _Joined(argparse.Action):
     """Given several times, one text with commas: Locust's page and messages take texts."""
 
@@ -169,16 +174,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Let a parser, argparse's or Locust's, take every option."""
     group = parser.add_argument_group("Hearth's load test")
     for field in fields(Options):
-        flag = "--" + field.name.replace("_", "-")
+        option = flag(field.name)
         if isinstance(field.default, bool):
-            group.add_argument(flag, action="store_true", help=HELP[field.name])
+            group.add_argument(option, action="store_true", help=HELP[field.name])
             continue
         if field.name == "slo":
-            group.add_argument(flag, action=_Joined, default="", metavar="GATE", help=HELP[field.name])
+            group.add_argument(option, action=_Joined, default="", metavar="GATE", help=HELP[field.name])
             continue
         told = f" [{field.default}]" if field.default not in ("", 0, 0.0) else ""
         group.add_argument(
-            flag,
+            option,
             type=type(field.default),
             default=field.default,
             choices=CHOICES.get(field.name),

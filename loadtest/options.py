@@ -156,7 +156,7 @@ HELP: Final = {
 }
 
 
-def flag(name: str) -> str:
+def option_of(name: str) -> str:
     """A field's option."""
     return "--" + name.replace("_", "-")
 
@@ -174,7 +174,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Let a parser, argparse's or Locust's, take every option."""
     group = parser.add_argument_group("Hearth's load test")
     for field in fields(Options):
-        option = flag(field.name)
+        option = option_of(field.name)
         if isinstance(field.default, bool):
             group.add_argument(option, action="store_true", help=HELP[field.name])
             continue

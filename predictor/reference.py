@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
-from loadtest.options import CHOICES, HELP, Options, flag
+from loadtest.options import CHOICES, HELP, Options, option_of
 from predictor import errors
 from predictor.errors import HearthError
 from predictor.flags import SERVE_FLAGS
@@ -97,7 +97,7 @@ def _loadtest() -> str:
         told = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
         default = f"`{told}`" if field.default else ""
         choices = f" ({', '.join(f'`{choice}`' for choice in CHOICES[field.name])})" if field.name in CHOICES else ""
-        rows.append(f"| `{flag(field.name)}` | {default} | {HELP[field.name].replace('%%', '%')}{choices} |")
+        rows.append(f"| `{option_of(field.name)}` | {default} | {HELP[field.name].replace('%%', '%')}{choices} |")
     return (
         f"# Options of the load test\n\n{MADE}\n"
         "Of `hearth loadtest run`, `hearth loadtest schedule` and `locust -f loadtest/locustfile.py`; what they are for is in\n"

@@ -118,7 +118,7 @@ def test_failures_and_a_closed_loop_are_told_in_the_exit_status_and_in_the_run(t
             f"--host={host}",
             f"--deck={deck}",
             "--closed=2",
-            "--duration-s=0.5",
+            "--duration-s=3",
             f"--output={folder}",
             "--slo=errors[answered]<1%",
             "--slo=errors<1%",
@@ -154,10 +154,14 @@ def test_a_schedule_can_be_looked_at_without_sending_it(deck: Path, capfd: pytes
 
 
 @contextmanager
-def under_way(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A run of two processes that would take minutes, as a terminal starts one, when its first requests are answered."""
+def under_way(place: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A run of two processes that would take minutes, as a terminal starts one, when its first requests are answered.
+
+    place  for its temporary files: who is killed leaves some
+    """
     given = command(*arguments, "--processes=2", "--rate=50", "--duration-s=120", ANY_LAG)
-    with subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(given, **pipes, start_new_session=True, env=os.environ | {"TMPDIR": str(place)}) as run:
         try:
             assert run.stderr is not None
             for line in run.stderr:
@@ -171,7 +175,10 @@ def under_way(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 def test_a_run_that_is_ended_by_hand_keeps_its_records_and_judges_them(tmp_path: Path, deck: Path) -> None:
     folder = tmp_path / "run"
-    with standin() as host, under_way(f"--host={host}", f"--deck={deck}", f"--output={folder}", "--slo=errors<=0%") as run:
+    with (
+        standin() as host,
+        under_way(tmp_path, f"--host={host}", f"--deck={deck}", f"--output={folder}", "--slo=errors<=0%") as run,
+    ):
         os.killpg(run.pid, signal.SIGINT)  # as Ctrl-C does: master and workers alike
         said, told = run.communicate(timeout=60)
     cut_off = [row["error"] for row in rows(folder) if row["error"]]  # what was under way in that moment, most often nothing
@@ -187,7 +194,10 @@ def test_a_run_that_is_ended_by_hand_keeps_its_records_and_judges_them(tmp_path:
 
 def test_a_run_whose_worker_was_killed_goes_on_and_is_invalid(tmp_path: Path, deck: Path) -> None:
     folder = tmp_path / "run"
-    with standin() as host, under_way(f"--host={host}", f"--deck={deck}", f"--output={folder}", "--slo=errors<=0%") as run:
+    with (
+        standin() as host,
+        under_way(tmp_path, f"--host={host}", f"--deck={deck}", f"--output={folder}", "--slo=errors<=0%") as run,
+    ):
         workers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
         os.kill(int(workers[0]), signal.SIGKILL)
         assert run.stderr is not None

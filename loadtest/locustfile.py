@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Final
 import gevent
 import gevent.ssl
 from gevent.event import Event as Signal
-from locust import FastHttpUser, LoadTestShape, events, task
+from locust import FastHttpUser, LoadTestShape, events, runners, task
 from locust.env import Environment
 from locust.event import EventHook
 from locust.exception import StopUser
@@ -45,6 +45,10 @@ SPARE_CONNECTIONS: Final = 64
 TINY_S: Final = 1e-3
 COLLECTED_AFTER: Final = 100_000
 """Allocations between collections of the youngest objects: with Python's 700, thousands of greenlets cost pauses of 30 ms."""
+
+
+runners.HEARTBEAT_LIVENESS = 10
+"""Seconds without a word after which a process counts as lost. Locust's 3 were too few on a busy machine."""
 
 
 class Part:

@@ -20,7 +20,10 @@ SHOWN_MODELS: Final = 10
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one subcommand; the value is the exit code. 1: requests failed; 2: badly asked; 3: the run is invalid."""
+    """Run one subcommand; the value is the exit code.
+
+    1: a gate is missed, or there is none and requests failed; 2: badly asked; 3: the run is invalid.
+    """
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "run": _run,
         "record": _record,
@@ -46,7 +49,7 @@ def _report(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     """Hand over to Locust, in a process of its own: it patches the standard library for gevent as it is imported."""
-    from loadtest import options  # noqa: PLC0415 (numpy only where it is used)
+    from loadtest import options, trust  # noqa: PLC0415 (numpy only where it is used)
     from loadtest.options import Options  # noqa: PLC0415
     from loadtest.payloads import BadDeck  # noqa: PLC0415
     from loadtest.plan import Plan  # noqa: PLC0415
@@ -68,9 +71,15 @@ def _run(argv: Sequence[str]) -> int:
     if missing:
         return _refuse("run", f"{', '.join(missing)} is not installed: pip install 'hearth[loadtest]'")
     if "--worker" not in rest:  # a worker hears from its master what to do
+        from loadtest.report.gates import BadGate, parse  # noqa: PLC0415 (pyarrow, which may be missing)
+
         try:
-            Plan.of(Options.of(vars(given)))
-        except (BadDeck, BadTrace, BadWorkload) as refusal:
+            asked = Options.of(vars(given))
+            Plan.of(asked)
+            trust.authority(asked.ca_file)
+            for gate in asked.gates:
+                parse(gate)
+        except (BadDeck, BadGate, BadTrace, BadWorkload) as refusal:
             return _refuse("run", str(refusal))
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), *_without(argv, "--web")]
     command += ["--web-host", "127.0.0.1"] if given.web else ["--headless", "--only-summary", "--loglevel", "WARNING"]
@@ -97,11 +106,14 @@ def _followed(command: Sequence[str]) -> int:
 
 
 def _record(argv: Sequence[str]) -> int:
-    from loadtest import payloads, recording  # noqa: PLC0415
+    from loadtest import payloads, recording, trust  # noqa: PLC0415
+    from loadtest.workloads import BadWorkload  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(prog="hearth loadtest record", description=recording.__doc__, allow_abbrev=False)
     parser.add_argument("--host", required=True, metavar="URL", help="the server")
     parser.add_argument("--host-header", default="", metavar="NAME", help="Host to send, where the address is a gateway's")
+    parser.add_argument("--ca-file", default="", metavar="FILE", help="certificates that are believed beside the system's")
+    parser.add_argument("--insecure", action="store_true", help="believe any certificate")
     parser.add_argument("--models", default="", metavar="NAME[:VERSION],...", help="[all that the server lists]")
     parser.add_argument("--rows", default="1", metavar="N,...", help="sizes of a free first dimension [%(default)s]")
     parser.add_argument("--questions", type=int, default=2, metavar="N", help="of each size [%(default)s]")
@@ -122,9 +134,10 @@ def _record(argv: Sequence[str]) -> int:
             given.tolerance,
             given.timeout_s,
             given.seed,
+            trust.contexts(trust.authority(given.ca_file), insecure=given.insecure)(),
         )
         payloads.write(given.output, recording.record(asked, lambda text: print(text, file=sys.stderr)))
-    except (recording.CannotRecord, ValueError, OSError) as problem:
+    except (recording.CannotRecord, BadWorkload, ValueError, OSError) as problem:
         return _refuse("record", str(problem))
     print(f"{given.output}: these answers are {given.host}'s own")
     return 0

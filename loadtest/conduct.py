@@ -16,9 +16,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from loadtest import pods, records
+from loadtest import pods, records, trust
 from loadtest.options import Options
 from loadtest.plan import Plan
+from loadtest.report import recorded
+from loadtest.report.verdicts import exit_code, own_gates, verdicts
+from loadtest.report.verdicts import line as verdict_line
 from loadtest.tally import Tally, line
 
 START: Final = "hearth-start"
@@ -35,8 +38,6 @@ HAND_IN_S: Final = 15.0
 OVERTIME_S: Final = 60.0
 """How long after the last possible answer a process may take to hand in its records."""
 LAG_QUANTILE: Final = 0.99
-INVALID: Final = 3
-"""The exit status of a run whose generator was late."""
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Run:
 
     pending  processes whose records are not all here; what they are called is Locust's business
     ending   somebody wants it to end early
+    verdict  a line for each gate, once the run is over, and one if it is invalid
     """
 
     options: Options
@@ -63,6 +65,7 @@ class Run:
     generators: list[dict[str, Any]] = field(default_factory=list)
     _files: dict[str, Any] = field(default_factory=dict)
     ending: bool = False
+    verdict: list[str] = field(default_factory=list)
     _counting: subprocess.Popen[bytes] | None = None
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
 
@@ -86,6 +89,7 @@ class Run:
             self.pending.discard(name)
             self.lost.append(name)
             self.notes.append(f"process {name} {why}: its share of the requests is missing")
+            self.say(self.notes[-1])
 
     def start_message(self, index: int) -> dict[str, Any]:
         """What a process must know to play its part."""
@@ -96,6 +100,7 @@ class Run:
         return {
             "options": asdict(self.options),
             "deck": deck.read_bytes(),
+            "authority": trust.authority(self.options.ca_file),
             "host": self.host,
             "start_unix_s": self.start_unix_s,
             "index": index,
@@ -140,7 +145,10 @@ class Run:
         self._counting = pods.begin(self.folder, admin=options.admin, namespace=options.pods_from, every_s=options.pods_every_s)
 
     def conclude(self) -> int:
-        """Write what the run was, say how it went. 0: valid; INVALID: the generator was late, or a part is missing."""
+        """Write what the run was, say how it went, hold it to its gates.
+
+        The exit code: as the report's. INVALID: the generator was late, or a part is missing.
+        """
         for name in sorted(self.pending):
             self.lose([name], "was ended before it handed in")
         for file in self._files.values():
@@ -162,7 +170,16 @@ class Run:
             self.say(f"  {count} x {error}")
         for note in self.notes:
             self.say(f"  note: {note}")
-        return INVALID if late or self.lost else 0
+        judged = []
+        if self.options.gates:  # read back from the records: what is judged here is what the report will judge
+            run = recorded.read(self.folder)
+            judged = verdicts(own_gates(run), run)
+            self.verdict = [verdict_line(verdict) for verdict in judged]
+        if late or self.lost:
+            self.verdict.append(
+                "INVALID: " + ("the generator was late" if late else "a process is lost") + ", gates mean nothing"
+            )
+        return exit_code([judged], invalid=bool(late or self.lost))
 
     def _write(self, **more: Any) -> None:
         options = self.options

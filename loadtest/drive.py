@@ -7,6 +7,7 @@ is an error of the generator and in the records, never a later request. Latency 
 
 from __future__ import annotations
 
+import ssl
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -283,6 +284,8 @@ def _reason(problem: BaseException) -> str:
     problem = getattr(problem, "original", None) or problem
     if isinstance(problem, (TimeoutError, gevent.Timeout)):
         return "timeout"
+    if isinstance(problem, ssl.SSLError):
+        return "TLS: certificate not believed" if isinstance(problem, ssl.SSLCertVerificationError) else "TLS"
     if isinstance(problem, ConnectionRefusedError):
         return "connection refused"
     if isinstance(problem, OSError):

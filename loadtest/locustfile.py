@@ -16,23 +16,25 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import gevent
+import gevent.ssl
 from gevent.event import Event as Signal
-from locust import FastHttpUser, LoadTestShape, events, task
+from locust import FastHttpUser, LoadTestShape, events, runners, task
 from locust.env import Environment
 from locust.event import EventHook
 from locust.exception import StopUser
 from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner
 
-from loadtest import conduct, options
+from loadtest import conduct, options, trust
 from loadtest.conduct import Run
 from loadtest.drive import Driver, clock_from
 from loadtest.options import Options
 from loadtest.payloads import BadDeck
 from loadtest.plan import Plan
 from loadtest.records import Book
+from loadtest.report.gates import BadGate, parse
 from loadtest.traces import BadTrace
 from loadtest.workloads import BadWorkload, share
 
@@ -45,6 +47,10 @@ COLLECTED_AFTER: Final = 100_000
 """Allocations between collections of the youngest objects: with Python's 700, thousands of greenlets cost pauses of 30 ms."""
 
 
+runners.HEARTBEAT_LIVENESS = 10
+"""Seconds without a word after which a process counts as lost. Locust's 3 were too few on a busy machine."""
+
+
 class Part:
     """What this process plays: as the conductor's message said."""
 
@@ -55,6 +61,8 @@ class Part:
         self.options = Options.of({**told["options"], "deck": str(deck)})
         self.plan = Plan.of(self.options)
         self.host: str = told["host"]
+        make = gevent.ssl.create_default_context
+        self.contexts = trust.contexts(told["authority"], insecure=self.options.insecure, make=make)
         self.index: int = told["index"]
         self.processes: int = told["processes"]
         self.start_unix_s: float = told["start_unix_s"]
@@ -128,6 +136,7 @@ class Stage:
     run: Run | None = None
     part: Part | None = None
     ended = False
+    verdict: ClassVar[list[str]] = []
 
 
 class OpenLoop(FastHttpUser):
@@ -144,6 +153,8 @@ class OpenLoop(FastHttpUser):
             self.host = given.host
             self.concurrency = given.options.max_outstanding + SPARE_CONNECTIONS
             self.connection_timeout = self.network_timeout = given.options.timeout_s
+            self.insecure = given.options.insecure  # Locust's own default believes everybody
+            self.ssl_context_factory = given.contexts
         super().__init__(environment)
 
     @task
@@ -222,7 +233,10 @@ def _test_start(environment: Environment, **_: Any) -> None:
     try:
         given = Options.of(vars(environment.parsed_options))
         plan = Plan.of(given)
-    except (BadDeck, BadTrace, BadWorkload) as refusal:
+        trust.authority(given.ca_file)
+        for gate in given.gates:
+            parse(gate)
+    except (BadDeck, BadGate, BadTrace, BadWorkload) as refusal:
         log.error("%s", refusal)  # noqa: TRY400 (what was asked was wrong: a message, no trace)
         environment.process_exit_code = BADLY_ASKED
         gevent.spawn(runner.quit)
@@ -258,8 +272,22 @@ def _test_stop(environment: Environment, **_: Any) -> None:
         return
     Stage.run = None
     status = run.conclude()
-    if status:
+    if status or run.options.gates:  # with gates they alone decide: Locust's own 1 for any failed request does not count then
         environment.process_exit_code = status
+    if environment.web_ui is None:
+        Stage.verdict = run.verdict
+    else:
+        _say(run.verdict)
+
+
+def _quit(**_: Any) -> None:
+    """After Locust's tables: the last thing that is read is the verdict."""
+    _say(Stage.verdict)
+
+
+def _say(verdict: list[str]) -> None:
+    for text in verdict:
+        print(text, flush=True)
 
 
 def _on_start(environment: Environment, msg: Any, **_: Any) -> None:  # noqa: ARG001 (as Locust calls it)
@@ -293,6 +321,7 @@ def _listen() -> None:
         events.test_start: _test_start,
         events.test_stopping: _test_stopping,
         events.test_stop: _test_stop,
+        events.quit: _quit,
     }
     for hook, listener in hooks.items():
         add: Callable[..., Any] = hook.add_listener

@@ -40,6 +40,8 @@ class Options:
     think_time_s: float = 0.0
     encoding: str = "json"
     host_header: str = ""
+    ca_file: str = ""
+    insecure: bool = False
     server: str = "hearth"
     deadline_ms: int = 0
     retries: int = 2
@@ -135,6 +137,8 @@ HELP: Final = {
     "think_time_s": "closed loop: mean pause of a client between its requests",
     "encoding": "of tensors",
     "host_header": "Host to send, where the address is a gateway's",
+    "ca_file": "certificates (PEM) of an authority that is believed beside the system's, for https",
+    "insecure": "believe any certificate",
     "server": "hearth, or v2: any other server of the Open Inference Protocol, without Hearth's headers",
     "deadline_ms": "Hearth-Deadline-Ms; 0: not sent",
     "retries": "on 503 and 429 with Retry-After, per request",
@@ -144,11 +148,17 @@ HELP: Final = {
     "max_send_lag_ms": "p99 of what the generator may send late; above it the run is invalid (exit status 3)",
     "start_in_s": "seconds until the common start of all processes",
     "output": "folder of the run [loadtest-<time>]",
-    "slo": "a gate of the report, such as 'p99<250ms', 'errors<0.1%%' or 'cold<2%%'; several times, or with commas",
+    "slo": "a gate, judged when the run is over (exit status 1) and in the report, such as 'p99<250ms', 'errors<0.1%%' or "
+    "'cold<2%%'; several times, or with commas",
     "admin": "a Hearth admin port whose pod is counted during the run",
     "pods_from": "a namespace whose controller is asked how many pods there are during the run",
     "pods_every_s": "how often",
 }
+
+
+def option_of(name: str) -> str:
+    """A field's option."""
+    return "--" + name.replace("_", "-")
 
 
 class _Joined(argparse.Action):
@@ -164,16 +174,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Let a parser, argparse's or Locust's, take every option."""
     group = parser.add_argument_group("Hearth's load test")
     for field in fields(Options):
-        flag = "--" + field.name.replace("_", "-")
+        option = option_of(field.name)
         if isinstance(field.default, bool):
-            group.add_argument(flag, action="store_true", help=HELP[field.name])
+            group.add_argument(option, action="store_true", help=HELP[field.name])
             continue
         if field.name == "slo":
-            group.add_argument(flag, action=_Joined, default="", metavar="GATE", help=HELP[field.name])
+            group.add_argument(option, action=_Joined, default="", metavar="GATE", help=HELP[field.name])
             continue
         told = f" [{field.default}]" if field.default not in ("", 0, 0.0) else ""
         group.add_argument(
-            flag,
+            option,
             type=type(field.default),
             default=field.default,
             choices=CHOICES.get(field.name),

@@ -11,9 +11,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,13 +21,18 @@ import pyarrow.parquet as pq
 from predictor.client import AdminClient
 from predictor.errors import HearthError
 
+if TYPE_CHECKING:
+    from warmup.cluster import Pool
+
 SCHEMA: Final = pa.schema([("at_s", pa.float64()), ("ready_pods", pa.int32()), ("pods", pa.int32())])
 LINES: Final = "pods.jsonl"
 NICENESS: Final = 10
+SERVING: Final = "serving"
+"""What a pod that takes requests says of itself."""
 
 
 class Count(NamedTuple):
-    """Pods at one moment of the wall clock. Ready: those that tell what they hold."""
+    """Pods at one moment of the wall clock. Ready: those that serve, and were not told to end; a pod ends for 30 s and more."""
 
     at_unix_s: float
     ready_pods: int
@@ -55,16 +60,15 @@ def of_cluster(namespace: str) -> Callable[[], Count]:
     place = cluster.Place(namespace, "")
 
     def count() -> Count:
-        blocks = cluster.answer(place, "ps", "", is_json=True)
-        return counted(str(blocks[0]), time.time())
+        return counted(cluster.run(place, lambda controller: controller.pools()), time.time())
 
     return count
 
 
-def counted(told: str, at_unix_s: float) -> Count:
-    """Read the controller's answer."""
-    pods = json.loads(told)["pods"]
-    return Count(at_unix_s, sum(not pod.get("error") for pod in pods), len(pods))
+def counted(pools: Iterable[Pool], at_unix_s: float) -> Count:
+    """Add up what the controller tells of every pool of its namespace."""
+    states = [pod.state for pool in pools for pod in pool.pods]
+    return Count(at_unix_s, states.count(SERVING), len(states))
 
 
 def begin(folder: Path, *, admin: str, namespace: str, every_s: float) -> subprocess.Popen[bytes] | None:

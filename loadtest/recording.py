@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ class Recording:
     models     names, or name:version; empty: everything in the server's repository index
     rows       sizes of the first dimension, where it is free: a question for each
     questions  for each of these sizes
+    context    for https; None: Python's own
     shapes     name of a model → its inputs, where its metadata does not tell: ``x:FP32:1,4;...``
     """
 
@@ -50,6 +52,7 @@ class Recording:
     tolerance: float = payloads.TOLERANCE
     timeout_s: float = 180.0
     seed: int = 1
+    context: ssl.SSLContext | None = None
 
 
 def record(recording: Recording, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
@@ -140,7 +143,8 @@ def _call(recording: Recording, path: str, body: Mapping[str, Any] | None) -> An
     request = urllib.request.Request(  # noqa: S310 (http or https: looked at above)
         recording.host.rstrip("/") + path, None if body is None else json.dumps(body).encode(), headers
     )
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    secure = urllib.request.HTTPSHandler(context=recording.context)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), secure)
     try:
         with opener.open(request, timeout=recording.timeout_s) as response:
             return json.loads(response.read(MAX_ANSWER_BYTES))

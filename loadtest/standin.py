@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import ssl
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import httptools
@@ -76,9 +78,9 @@ class Standin(asyncio.Protocol):
             self._transport.write(_HEAD + ANSWER)
 
 
-async def serve(port: int, stall: Stall) -> None:
+async def serve(port: int, stall: Stall, tls: ssl.SSLContext | None = None) -> None:
     """Serve on 127.0.0.1 until cancelled; prints the port, which is free where ``port`` is 0."""
-    server = await asyncio.get_running_loop().create_server(lambda: Standin(stall), "127.0.0.1", port)
+    server = await asyncio.get_running_loop().create_server(lambda: Standin(stall), "127.0.0.1", port, ssl=tls)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
@@ -89,11 +91,17 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--stall-after-s", type=float, default=0.0)
     parser.add_argument("--stall-s", type=float, default=0.0)
+    parser.add_argument("--certificate", type=Path, help="with its --key: speak TLS")
+    parser.add_argument("--key", type=Path)
     asked = parser.parse_args()
+    tls = None
+    if asked.certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(asked.certificate, asked.key)
     import uvloop  # noqa: PLC0415 (only where it is the server)
 
     try:
-        uvloop.run(serve(asked.port, Stall(asked.stall_after_s, asked.stall_s)))
+        uvloop.run(serve(asked.port, Stall(asked.stall_after_s, asked.stall_s), tls))
     except KeyboardInterrupt:
         return 0
     return 0

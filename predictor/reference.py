@@ -1,4 +1,4 @@
-"""Writes the reference pages that are tables of what the code says: settings, metrics, errors.
+"""Writes the reference pages that are tables of what the code says: settings, metrics, errors, the load test's options.
 
     python -m predictor.reference          (make reference)
 
@@ -8,9 +8,11 @@ The house test holds the pages against this, so a setting without a line in the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
+from loadtest.options import CHOICES, HELP, Options, option_of
 from predictor import errors
 from predictor.errors import HearthError
 from predictor.flags import SERVE_FLAGS
@@ -25,7 +27,7 @@ MADE: Final = "<!-- Written by `make reference`. -->\n"
 
 def pages() -> dict[str, str]:
     """File name → contents."""
-    return {"settings.md": _settings(), "metrics.md": _metrics(), "errors.md": _errors()}
+    return {"settings.md": _settings(), "metrics.md": _metrics(), "errors.md": _errors(), "loadtest.md": _loadtest()}
 
 
 def _settings() -> str:
@@ -86,6 +88,21 @@ def _errors() -> str:
         'Every error\'s body is `{"error": "what happened, how much, what to do"}`. Where a retry can help and Hearth '
         "knows when,\nthe response has a `Retry-After` header with the seconds to wait.\n\n"
         "| status | error | a retry helps | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+def _loadtest() -> str:
+    rows = []
+    for field in fields(Options):
+        told = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+        default = f"`{told}`" if field.default else ""
+        choices = f" ({', '.join(f'`{choice}`' for choice in CHOICES[field.name])})" if field.name in CHOICES else ""
+        rows.append(f"| `{option_of(field.name)}` | {default} | {HELP[field.name].replace('%%', '%')}{choices} |")
+    return (
+        f"# Options of the load test\n\n{MADE}\n"
+        "Of `hearth loadtest run`, `hearth loadtest schedule` and `locust -f loadtest/locustfile.py`; what they are for is in\n"
+        "[Load tests](../loadtest.md). `run` also takes `--host`, `--processes`, `--web` and Locust's own options.\n\n"
+        "| option | default | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 
 

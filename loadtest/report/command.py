@@ -1,6 +1,6 @@
 """``hearth loadtest report DIR...``: reads runs, writes the page, its pictures and the figures, and judges.
 
-Exit codes: 0 fine, 1 a gate was missed, 2 the command or a directory is wrong, 3 a run is invalid: its gates mean nothing.
+Exit codes are told in verdicts.py.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadtest.report.figures import Figures, figures
-from loadtest.report.gates import BadGate, Gate, Verdict, judge, parse
+from loadtest.report.gates import BadGate, Verdict, parse
 from loadtest.report.page import page
 from loadtest.report.pictures import pictures, views
 from loadtest.report.recorded import Run, RunUnreadable, read
+from loadtest.report.verdicts import USAGE, exit_code, line, own_gates, verdicts
 
-OK, MISSED, USAGE, INVALID = 0, 1, 2, 3
 MAX_RUNS: Final = 12
 
 
@@ -31,14 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = [parse(text) for text in asked.slo]
         runs = [read(directory) for directory in asked.directories]
-        gates = [given or _own_gates(run) for run in runs]
+        gates = [given or own_gates(run) for run in runs]
     except (RunUnreadable, BadGate) as wrong:
         print(f"hearth loadtest report: {wrong}", file=sys.stderr)
         return USAGE
     found = [figures(run) for run in runs]
-    verdicts = [[judge(gate, run) for gate in own] for run, own in zip(runs, gates, strict=True)]
-    _write(asked, runs, found, verdicts)
-    return _say(found, verdicts)
+    judged = [verdicts(own, run) for run, own in zip(runs, gates, strict=True)]
+    _write(asked, runs, found, judged)
+    return _say(found, judged)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,12 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _own_gates(run: Run) -> list[Gate]:
-    return [parse(str(text)) for text in run.about.get("slo") or []]
-
-
 def _write(
-    asked: argparse.Namespace, runs: Sequence[Run], found: Sequence[Figures], verdicts: Sequence[Sequence[Verdict]]
+    asked: argparse.Namespace, runs: Sequence[Run], found: Sequence[Figures], judged: Sequence[Sequence[Verdict]]
 ) -> None:
     drawn = list(pictures(views(runs, found)))
     if asked.png_only:
@@ -73,8 +69,8 @@ def _write(
     output.parent.mkdir(parents=True, exist_ok=True)
     for picture in drawn:
         (output.parent / f"{output.stem}-{picture.name}.png").write_bytes(picture.png)
-    output.write_text(page(runs, found, verdicts, drawn, [note for run in runs for note in _notes(run)]))
-    each = [_summary(one, judged) for one, judged in zip(found, verdicts, strict=True)]
+    output.write_text(page(runs, found, judged, drawn, [note for run in runs for note in _notes(run)]))
+    each = [_summary(one, own) for one, own in zip(found, judged, strict=True)]
     beside = output.with_name("summary.json") if output.stem == "report" else output.with_suffix(".json")
     beside.write_text(json.dumps(each[0] if alone else {"format": each[0]["format"], "runs": each}, indent=1) + "\n")
     print(f"{output}: {len(drawn)} pictures beside it, figures in {beside.name}")
@@ -89,13 +85,11 @@ def _notes(run: Run) -> list[str]:
     return [f"{run.name}: {note}" for note in notes]
 
 
-def _say(found: Sequence[Figures], verdicts: Sequence[Sequence[Verdict]]) -> int:
+def _say(found: Sequence[Figures], judged: Sequence[Sequence[Verdict]]) -> int:
     """The verdicts in words, and the exit code."""
-    for one, judged in zip(found, verdicts, strict=True):
-        for verdict in judged:
-            print(f"{one.name}: {verdict.gate}: {'met' if verdict.met else 'MISSED'} ({verdict.found})")
+    for one, own in zip(found, judged, strict=True):
+        for verdict in own:
+            print(f"{one.name}: {line(verdict)}")
         if one.invalid:
             print(f"{one.name} is INVALID: {one.invalid}", file=sys.stderr)
-    if any(one.invalid for one in found):
-        return INVALID
-    return MISSED if any(not verdict.met for judged in verdicts for verdict in judged) else OK
+    return exit_code(judged, invalid=any(one.invalid for one in found))

@@ -269,7 +269,14 @@ def pods(view: View) -> Panel:
     def draw(axes: Axes) -> None:
         axes.stairs(answering, view.axis.edges_s, fill=True, color="#D9D9D9", label="different pods that answered")
         if sampled is not None:
-            axes.step(sampled.at_s, sampled.all, where="post", color=COLOURS["s3"], linestyle="--", label="pods")
+            axes.step(
+                sampled.at_s,
+                sampled.all,
+                where="post",
+                color=COLOURS["s3"],
+                linestyle="--",
+                label="pods, those that end included",
+            )
             axes.step(sampled.at_s, sampled.ready, where="post", color=COLOURS["hot"], label="ready pods")
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_ylabel("pods")

@@ -31,6 +31,11 @@ def images() -> list[dict[str, str]]:
     ]
 
 
+def loadtest_image() -> dict[str, str] | None:
+    """Name the load test's image in kustomize's words; None where no HEARTH_E2E_LOADTEST_IMAGE is given."""
+    return {"name": "hearth-loadtest", **_image("LOADTEST_IMAGE", "")} if said("LOADTEST_IMAGE", "") else None
+
+
 def _image(variable: str, default: str) -> dict[str, str]:
     reference = said(variable, default)
     name, at, digest = reference.partition("@")

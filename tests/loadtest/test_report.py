@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.report.command import INVALID, MISSED, OK, USAGE, main
+from loadtest.report.command import main
 from loadtest.report.figures import PARTS, figures, ranked
 from loadtest.report.gates import BadGate, judge, parse
 from loadtest.report.over_time import FAILED, KEPT, MAX_STEPS, NOTHING, most_asked, rate_per_s, residency, steps
 from loadtest.report.recorded import HOT, TIERS, RunUnreadable, read
+from loadtest.report.verdicts import INVALID, MISSED, OK, USAGE
 from tests.fakes.load_runs import row, write
 
 PNG = b"\x89PNG"
@@ -280,7 +281,7 @@ def test_the_exit_code_tells_fine_from_missed_from_invalid_from_a_wrong_command(
     assert main([fine, "--slo", "p99"]) == USAGE
     assert main([str(tmp_path / "nothing")]) == USAGE
     told = capsys.readouterr()
-    assert "p99<50ms: MISSED (100 ms)" in told.out
+    assert "fine: FAIL p99<50ms: 100 ms" in told.out
     assert "late is INVALID" in told.err
     assert "no run.json" in told.err
 

@@ -6,28 +6,22 @@ import json
 import logging
 import os
 import socket
-import ssl
 import subprocess
 import sys
 import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from predictor.errors import StoreRefused, StoreUnavailable
 from predictor.tiers import s3_credentials, s3_endpoint
 from predictor.tiers.s3_credentials import Chain
 from predictor.tiers.scattered import Scattered
+from tests.fakes import tls
 from tests.fakes.s3 import FakeS3
 from tests.fakes.s3_server import VIRTUAL_HOST, Fault
 from tests.fakes.stores import BUCKET, as_file, aws_free, opened
@@ -127,34 +121,8 @@ def test_a_redirect_at_aws_changes_the_host() -> None:
     assert moved.host == "bucket.s3.eu-west-1.amazonaws.com"
 
 
-def _certificate(folder: Path) -> tuple[ssl.SSLContext, Path]:
-    """A server's TLS context for 127.0.0.1, and the certificate to trust."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fake S3")])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(datetime.now(UTC) - timedelta(days=1))
-        .not_valid_after(datetime.now(UTC) + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    trusted, secret = folder / "ca.pem", folder / "key.pem"
-    trusted.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    secret.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(trusted, secret)
-    return context, trusted
-
-
 async def test_over_tls_the_bundle_named_is_trusted_and_nothing_else(tmp_path: Path) -> None:
-    context, trusted = _certificate(tmp_path)
+    context, trusted = tls.context(tmp_path)
     with FakeS3(tls=context) as s3:
         s3.put(BUCKET, KEY, DATA)
         for word, verified in (("0", False), ("false", False), ("1", True), ("", True)):
@@ -221,7 +189,7 @@ class Tunnels:
 
 
 async def test_an_https_endpoint_is_asked_through_the_proxy_unless_it_is_excepted(tmp_path: Path) -> None:
-    context, trusted = _certificate(tmp_path)
+    context, trusted = tls.context(tmp_path)
     tunnels = Tunnels()
     with FakeS3(tls=context) as s3:
         s3.put(BUCKET, KEY, DATA)

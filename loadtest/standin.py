@@ -10,6 +10,7 @@ import asyncio
 import json
 import ssl
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -66,6 +67,9 @@ class Standin(asyncio.Protocol):
         now_s = loop.time()
         if Standin.first_s is None:
             Standin.first_s = now_s
+            if self._stall.for_s:
+                begin_s = time.time() + self._stall.after_s
+                print(begin_s, begin_s + self._stall.for_s, flush=True)
         since_s = now_s - Standin.first_s
         left_s = self._stall.after_s + self._stall.for_s - since_s
         if self._stall.for_s and since_s >= self._stall.after_s and left_s > 0:
@@ -79,7 +83,10 @@ class Standin(asyncio.Protocol):
 
 
 async def serve(port: int, stall: Stall, tls: ssl.SSLContext | None = None) -> None:
-    """Serve on 127.0.0.1 until cancelled; prints the port, which is free where ``port`` is 0."""
+    """Serve on 127.0.0.1 until cancelled; prints the port, which is free where ``port`` is 0.
+
+    Then, at the first request, when the stall will begin and end: seconds since the epoch.
+    """
     server = await asyncio.get_running_loop().create_server(lambda: Standin(stall), "127.0.0.1", port, ssl=tls)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -33,14 +33,21 @@ ANY_LAG = "--max-send-lag-ms=1e9"
 
 
 @contextmanager
-def standin(*flags: str) -> Iterator[str]:
+def serving(*flags: str) -> Iterator[tuple[str, IO[str]]]:
+    """A stand-in server's address, and what else it prints."""
     serve = [sys.executable, "-m", "loadtest.standin", *flags]
     with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
-            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}", server.stdout
         finally:
             server.terminate()
+
+
+@contextmanager
+def standin(*flags: str) -> Iterator[str]:
+    with serving(*flags) as (host, _):
+        yield host
 
 
 @pytest.fixture
@@ -65,22 +72,23 @@ def locust(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_server_that_stalls_is_reported_as_slow_for_everything_that_was_due_meanwhile(tmp_path: Path, deck: Path) -> None:
-    duration_s = STALL_S + 1.0
+    duration_s = STALL_S + 3.0  # a busy machine's first request may come late, and the stall with it
     folder = tmp_path / "run"
-    with standin("--stall-after-s=0.3", f"--stall-s={STALL_S}") as host:
+    with serving("--stall-after-s=0.3", f"--stall-s={STALL_S}") as (host, told):
         asked = [f"--rate={RATE}", f"--duration-s={duration_s}", f"--output={folder}", ANY_LAG]
         done = locust(f"--host={host}", f"--deck={deck}", *asked)
+        stalled_unix_s = [float(moment) for moment in told.readline().split()]
     assert done.returncode == 0, done.stderr
     found = rows(folder)
     due = list(Plan.of(Options(deck=str(deck), rate=RATE, duration_s=duration_s)).events())
     assert sorted(row["due_s"] for row in found) == [event.due_s for event in due]
-    # The stall began when the first request came in: at or before its answer, and not before it was due.
-    first = min(found, key=lambda row: row["due_s"])
-    ended_s = first["due_s"] + 0.3 + STALL_S
-    meanwhile = [row for row in found if first["done_s"] + 0.3 <= row["due_s"] < ended_s]
+    start_unix_s = records.read_run(folder)["started_unix_s"]
+    begin_s, end_s = (moment_s - start_unix_s for moment_s in stalled_unix_s)
+    meanwhile = [row for row in found if begin_s < row["due_s"] < end_s]
     assert len(meanwhile) > 0.5 * RATE * STALL_S
-    assert all(row["done_s"] >= ended_s - 0.01 for row in meanwhile)
-    assert len({row["done_s"] > row["due_s"] + 0.5 * STALL_S for row in meanwhile}) == 2
+    assert all(row["done_s"] >= end_s - 0.05 for row in meanwhile)  # clocks of two processes, and timers that ring early
+    slow = [row for row in meanwhile if row["done_s"] > row["due_s"] + 0.5 * STALL_S]
+    assert len(slow) >= sum(row["due_s"] < end_s - 0.55 * STALL_S for row in meanwhile)
 
 
 def test_several_processes_share_one_schedule_and_start_at_one_instant(tmp_path: Path, deck: Path) -> None:

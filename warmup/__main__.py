@@ -15,13 +15,16 @@ from prometheus_client import ProcessCollector
 
 from predictor.errors import HearthError
 from predictor.telemetry import Telemetry
+from warmup import calendar
 from warmup.announce import Announcer
 from warmup.checks import Checker, Checks, StoreChecker
 from warmup.credentials import Config
 from warmup.findings import Findings
 from warmup.history import History
-from warmup.kube import Kube
+from warmup.hotsets import HotSets
+from warmup.kube import Kube, meta
 from warmup.leader import Leader, Terms
+from warmup.ordering import Ordering
 from warmup.pods import Pods
 from warmup.reconcile import Controller, Parts, Pauses
 from warmup.secrets import ByName
@@ -50,13 +53,15 @@ class Built:
     summary: Summary
     telemetry: Telemetry
     warming: Warming
+    hot_sets: HotSets
 
     def jobs(self) -> list[Coroutine[Any, Any, None]]:
         """What has to run, each for ever, beside the Lease."""
-        return [*self.world.jobs(), *self.warming.jobs(), self.controller.run()]
+        return [*self.world.jobs(), *self.warming.jobs(), *self.hot_sets.jobs(), self.controller.run()]
 
     async def close(self) -> None:
         """Stop what runs beside the controller's own tasks."""
+        await self.hot_sets.close()
         await self.checks.close()
         await self.pods.close()
 
@@ -123,7 +128,44 @@ def build(
         pace=pace,
     )
     summary.warmth = lambda: warming.states
-    return Built(controller, leader, checks, pods, world, summary, telemetry, warming)
+    hot_sets = _hot_sets(settings, state, controller.parts)
+    summary.hot_sets = hot_sets.shown
+    return Built(controller, leader, checks, pods, world, summary, telemetry, warming, hot_sets)
+
+
+def _hot_sets(settings: ControllerSettings, state: State, parts: Parts) -> HotSets:
+    def calendars(pool: str) -> dict[str, tuple[str, str]]:
+        found = parts.world.inference_services.objects
+        names = [name for name, tracked in state.tracked.items() if tracked.model.pool == pool and name in found]
+        return {
+            name: (lines, meta(found[name], calendar.WARM_TIMEZONE))
+            for name in names
+            if (lines := meta(found[name], calendar.WARM_AT))
+        }
+
+    def declared(pool: str) -> set[str] | None:
+        books = state.books.get(pool)
+        return books.names if books is not None else None
+
+    ordering = Ordering(
+        parts.pods,
+        calendars=calendars,
+        tell=lambda _pool, model, pod, why: parts.history.own(model, "ordered", f"on pod {pod}: {why}", time.time()),
+        telemetry=parts.telemetry,
+        clock=time.time,
+    )
+    return HotSets(
+        parts.kube,
+        parts.pods,
+        pools=lambda: state.pools,
+        declared=declared,
+        may_act=lambda: parts.may_write() and parts.world.synced,
+        ordering=ordering if settings.orders else None,
+        telemetry=parts.telemetry,
+        clock=time.time,
+        count=parts.announcer.count,
+        heat_s=settings.heat_s,
+    )
 
 
 async def serve(settings: ControllerSettings) -> int:

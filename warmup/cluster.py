@@ -20,8 +20,9 @@ import msgspec
 from predictor import human
 from predictor import why as words
 from predictor.errors import HearthError, UnknownModel
-from predictor.report import Event, Residency
+from predictor.report import Event, Residency, WarmUp
 from warmup.kube import KNATIVE_SERVICES, SERVING_RUNTIMES, Forbidden, Kube, KubeError, NotFound, Resource, Unreachable
+from warmup.words import HotSet, hot_set_words, warm_up_line
 
 SERVICE: Final = "hearth-controller"
 PORT: Final = 8082
@@ -63,6 +64,7 @@ class Pod(msgspec.Struct, frozen=True):
     state: str = ""
     up_s: float | None = None
     trouble: str = ""
+    warm_up: WarmUp | None = None
 
 
 class Pool(msgspec.Struct, frozen=True):
@@ -72,6 +74,7 @@ class Pool(msgspec.Struct, frozen=True):
     warm          how it stands with its warmth: see prewarm.State; "": not told
     warm_until_s  seconds since the epoch; None: nobody asked for it
     models        how many by state
+    hot_set       None: none is published, or not told
     """
 
     name: str
@@ -84,6 +87,7 @@ class Pool(msgspec.Struct, frozen=True):
     warm_until_s: float | None = None
     pods: tuple[Pod, ...] = ()
     models: dict[str, int] = {}
+    hot_set: HotSet | None = None
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -241,6 +245,8 @@ def answer(place: Place, command: str, subject: str, *, is_json: bool) -> list[B
     if not pools:
         return ["this namespace has no pool: label what is one hearth.dev/pool=NAME"]
     blocks: list[Block] = [pool_rows(pools, now_s=time.time())]
+    if lines := [line for pool in pools for pod in pool.pods if (line := warm_up_line(pod.name, pod.warm_up))]:
+        blocks.append("\n" + "\n".join(lines))
     blocks += [f"\n{pod.pod}: {pod.error}" if isinstance(pod, Silent) else pod for pod in pods]
     return blocks if pods else [*blocks, "\nno pod runs; the next request, or `hearth warm POOL`, starts one"]
 
@@ -345,7 +351,7 @@ def _obstacle(pool: Pool) -> str:
 
 def pool_rows(pools: tuple[Pool, ...], *, now_s: float) -> list[list[str]]:
     """The headings, then a row for every pool. ``now_s``: seconds since the epoch."""
-    rows = [["POOL", "KIND", "READY", "PODS", "WARM UNTIL", "MODELS BY STATE"]]
+    rows = [["POOL", "KIND", "READY", "PODS", "WARM UNTIL", "HOT SET", "MODELS BY STATE"]]
     for pool in pools:
         until_s = pool.warm_until_s or 0.0
         rows.append(
@@ -355,6 +361,7 @@ def pool_rows(pools: tuple[Pool, ...], *, now_s: float) -> list[list[str]]:
                 "yes" if pool.ready else "no" + (f": {pool.reason}" if pool.reason else ""),
                 str(len(pool.pods)),
                 f"{datetime.fromtimestamp(until_s, UTC).astimezone():%Y-%m-%d %H:%M:%S}" if until_s > now_s else "-",
+                hot_set_words(pool.hot_set, now_s),
                 ", ".join(f"{count} {state}" for state, count in pool.models.items()) or "-",
             ]
         )

@@ -1,8 +1,8 @@
 """Which running pod should load which model before anybody asks it there: the wishes that become Orders.
 
-Pure: the moment is an argument. Two reasons: a model is asked on one pod of a pool and cold on another, and it will be asked
-soon, by its rhythm or by a calendar. A pod that comes up loads the hot set by itself, so that it gets none of these until it
-has. An order is a wish: the pod's own ledger decides what makes way, and every request goes first.
+Pure: the moment is an argument. Two reasons: a model is asked on one pod of a pool and cold on another, or it will be asked
+soon, by its rhythm or by a calendar. A pod that comes up loads the hot set by itself, and gets none of these until it has.
+An order is a wish: the pod's own ledger decides what makes way, and every request goes first.
 
 What a copy is worth is policy/eviction.py's value, here as there. A newcomer pushes nobody out who is worth half as much:
 without such a gap two models of about the same value would push each other out at every look.
@@ -35,7 +35,7 @@ ASKED_FOR_S: Final = 600.0
 """How long an order means something whose reason is demand."""
 
 LATE_S: Final = 120.0
-"""How long after the moment it was for an order still means something."""
+"""How long after the moment it was for an order still means something, whose reason is a rhythm."""
 
 AGAIN_S: Final = 600.0
 """What a pod was ordered and has not is left alone for so long: it had its reasons, or dropped it since."""
@@ -62,6 +62,7 @@ class PodView:
     asked       what clients asked of this very pod
     failed      what it could not load: asking again is its own business
     ordered     key → moment at which it was ordered last
+    is_busy     it still loads its hot set, or what it was ordered: it gets nothing more now, but what it was asked counts
     """
 
     name: str
@@ -70,6 +71,7 @@ class PodView:
     asked: frozenset[Key] = frozenset()
     failed: frozenset[Key] = frozenset()
     ordered: Mapping[Key, float] = field(default_factory=dict)
+    is_busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +79,27 @@ class Appointment:
     """A model that will be asked.
 
     version  0: whichever is served
-    at_s     when
+    at_s     when; it is worth having until ``until_s``
+    reason   ``rhythm`` or ``calendar``
     why      for people: "asked every 60 min", "hearth.dev/warm-at: 55 8 * * 1-5"
     """
 
     name: str
     version: int
     at_s: float
+    until_s: float
+    reason: str
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """An order without its number, for one pod."""
+    """An order without its number, for one pod. ``reason``: as an appointment's, or ``demand``."""
 
     pod: str
     name: str
     version: int
+    reason: str
     why: str
     until_s: float
 
@@ -103,25 +109,29 @@ def orders(
 ) -> tuple[Wish, ...]:
     """What to order now, what is due soonest first, then what is worth most.
 
-    pods          of one pool, all that take requests and are through with their hot set
+    pods          of one pool, all that take requests
     warmth        the pool's, of this moment: rates are not decayed here
     appointments  of the pool; those that are not near yet are passed over
     """
     sizes_bytes = {key: held.size_bytes for pod in pods for key, held in pod.held.items()}
-    due = sorted(
-        (one for one in appointments if _is_near(one, warmth, now_s)), key=lambda one: (one.at_s, one.name, one.version)
-    )
+    due = near(appointments, warmth, now_s)
     asked = _asked(pods, warmth, sizes_bytes)
     found: list[Wish] = []
     for pod in pods:
-        found += _Room(pod, warmth, sizes_bytes, now_s=now_s).wishes(due, asked)
+        if not pod.is_busy:
+            found += _Room(pod, warmth, sizes_bytes, now_s=now_s).wishes(due, asked)
     return tuple(found)
 
 
-def _is_near(one: Appointment, warmth: Mapping[Key, Warmth], now_s: float) -> bool:
-    """Whether it is time to begin. Of a version that is not told, the slowest one counts."""
-    load_s = max((warmth[key].load_s for key in _meant(warmth, (one.name, one.version))), default=0.0)
-    return one.at_s - load_s - MARGIN_S <= now_s < one.at_s + LATE_S
+def near(appointments: Iterable[Appointment], warmth: Mapping[Key, Warmth], now_s: float) -> list[Appointment]:
+    """Those for which it is time to begin, and not too late, the soonest first."""
+    found = []
+    for one in appointments:
+        # Of a version that is not told, the slowest one counts.
+        load_s = max((warmth[key].load_s for key in _meant(warmth, (one.name, one.version))), default=0.0)
+        if one.at_s - load_s - MARGIN_S <= now_s < one.until_s:
+            found.append(one)
+    return sorted(found, key=lambda one: (one.at_s, one.name, one.version, one.why))
 
 
 def _asked(
@@ -165,12 +175,13 @@ class _Room:
         for one in due:
             # Worth more than what waits for chance: it only has to fit at all.
             if one.name not in found and self._may((one.name, one.version)) and self._takes((one.name, one.version), math.inf):
-                found[one.name] = Wish(pod.name, one.name, one.version, one.why, one.at_s + LATE_S)
+                found[one.name] = Wish(pod.name, one.name, one.version, one.reason, one.why, one.until_s)
         for worth, key, where in asked:
             others = sorted(where - {pod.name})
             if others and key[0] not in found and self._may(key) and self._takes(key, worth):
                 shown = ", ".join(others[:3]) + (" and others" if len(others) > 3 else "")  # noqa: PLR2004
-                found[key[0]] = Wish(pod.name, *key, f"asked on {shown}, cold on {pod.name}", self._now_s + ASKED_FOR_S)
+                why = f"asked on {shown}, cold on {pod.name}"
+                found[key[0]] = Wish(pod.name, *key, "demand", why, self._now_s + ASKED_FOR_S)
         return list(found.values())[:MAX_WISHES]
 
     def _may(self, key: Key) -> bool:

@@ -23,9 +23,7 @@ RECENT: Final = 500
 """Gaps that are looked at: the latest ones."""
 
 
-def keep_s(
-    gaps_s: Sequence[float], *, cold_start_s: float, weight: float, longest_s: float, shortest_s: float = 0.0
-) -> float:
+def keep_s(gaps_s: Sequence[float], *, cold_start_s: float, weight: float, longest_s: float, shortest_s: float = 0.0) -> float:
     """How long the last pod is kept after its last request, in seconds, between ``shortest_s`` and ``longest_s``.
 
     gaps_s        past stretches without a request, in seconds, the oldest first; ``RECENT`` of them count

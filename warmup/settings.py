@@ -53,6 +53,12 @@ class ControllerSettings(BaseSettings):
         10.0, ge=0, description="As the pods' HEARTH_SETTLE_S: when a version without hearth.json is complete."
     )
     secret_refresh_s: float = Field(30.0, ge=1, description="How often Secrets in use are read again: they are never watched.")
+    heat_s: float = Field(
+        30.0, ge=0.1, le=600, description="How often each running pod is asked which models its clients ask for."
+    )
+    orders: bool = Field(
+        default=True, description="Whether running pods are ordered to pre-load what is asked on others, or is due."
+    )
     flush_s: float = Field(0.2, ge=0, le=5, description="Changes within so long of each other are written as one.")
     pending_s: float = Field(2.0, ge=0, le=60, description="A new model's status says Pending if its check takes longer.")
     defer_s: float = Field(1.0, ge=0, le=60, description="KServe's controller gets so long to write a new status first.")

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from predictor.errors import UnknownModel
 from predictor.telemetry import Telemetry
 from warmup.history import History, Noted
+from warmup.hotsets import Shown
 from warmup.kube import Object
 from warmup.objects import condition, is_model
 from warmup.pods import Pods
@@ -19,6 +20,8 @@ from warmup.view import Pool
 from warmup.world import World, heard
 
 Told = dict[str, Any]
+
+HOT_SET_MOMENT: Final = "hearth_controller_hot_set_timestamp_seconds"
 
 
 class Summary:
@@ -28,6 +31,8 @@ class Summary:
         self.pools: Mapping[str, Pool] = {}
         self.warmth: Callable[[], Mapping[str, str]] = dict
         """By pool: how it stands with its warmth (prewarm.State). Set by who keeps them warm."""
+        self.hot_sets: Callable[[], Mapping[str, Shown]] = dict
+        """By pool: what its next pod begins with. Set by who publishes them."""
         self._world = world
         self._pods = pods
         self._history = history
@@ -48,6 +53,7 @@ class Summary:
                 "service": pool.service,
                 "warm": self.warmth().get(pool.name, ""),
                 "warm_until_s": pool.warm_until_s,
+                "hot_set": self.hot_sets().get(pool.name),
                 "pods": [
                     {
                         "name": pod.ref.name,
@@ -55,6 +61,7 @@ class Summary:
                         "up_s": pod.report.up_s if pod.report is not None else None,
                         "release": pod.report.release if pod.report is not None else "",
                         "trouble": pod.trouble or (pod.report.unready if pod.report is not None else ""),
+                        "warm_up": pod.report.warm_up if pod.report is not None else None,
                     }
                     for pod in self._pods.of(pool.name)
                 ],
@@ -93,6 +100,12 @@ class Summary:
         pods = Counter((pod.ref.pool, pod.stage) for pod in self._pods.of())
         for (pool, state), count in pods.items():
             telemetry.gauge("hearth_controller_pods", pool, state).set(count)
+        for gauge in ("hearth_controller_hot_set_models", "hearth_controller_hot_set_bytes", HOT_SET_MOMENT):
+            telemetry.gauge(gauge).clear()
+        for pool, shown in self.hot_sets().items():
+            telemetry.gauge("hearth_controller_hot_set_models", pool).set(shown.models)
+            telemetry.gauge("hearth_controller_hot_set_bytes", pool).set(shown.size_bytes)
+            telemetry.gauge(HOT_SET_MOMENT, pool).set(shown.at_s)
         for resource, stale_s in self._world.stale_s().items():
             telemetry.gauge("hearth_controller_stale_seconds", resource).set(heard(stale_s))
         telemetry.gauge("hearth_controller_synced").set(self._world.synced)

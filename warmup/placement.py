@@ -113,7 +113,9 @@ def orders(
     warmth        the pool's, of this moment: rates are not decayed here
     appointments  of the pool; those that are not near yet are passed over
     """
-    sizes_bytes = {key: held.size_bytes for pod in pods for key, held in pod.held.items()}
+    sizes_bytes: dict[Key, int] = {}
+    for key, held in (each for pod in pods for each in pod.held.items()):
+        sizes_bytes[key] = max(held.size_bytes, sizes_bytes.get(key, 0))
     due = near(appointments, warmth, now_s)
     asked = _asked(pods, warmth, sizes_bytes)
     found: list[Wish] = []

@@ -165,6 +165,7 @@ def _hot_sets(settings: ControllerSettings, state: State, parts: Parts) -> HotSe
         clock=time.time,
         count=parts.announcer.count,
         heat_s=settings.heat_s,
+        pass_s=settings.poll_s,
     )
 
 

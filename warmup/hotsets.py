@@ -1,6 +1,6 @@
 """Collects what the pools' pods noted, keeps it, and publishes what pods that come up begin with.
 
-One pass a second for a pool that has pods: asks those whose turn it is, and those that end once more, for their demand;
+A pass each second for a pool that has pods: asks those whose turn it is, and those that end once more, for their demand;
 writes the pool's memory (ConfigMap hearth-POOL-demand, this controller's alone) and its hot set (hearth-POOL-hotset, which
 its pods mount). Only who leads does any of it, beginning with what the cluster has. What stays out: what is remembered and
 what is hot (memory.py), and what running pods are ordered (ordering.py).
@@ -34,9 +34,8 @@ log = logging.getLogger(__name__)
 HEAT_PATH: Final = "/hearth/v1/heat"
 DEMAND_FILE: Final = "demand.json.gz"
 
-PASS_S: Final = 1.0
-QUIET_PASS_S: Final = 5.0
-"""Between two passes over a pool without pods: one that comes up has nothing to tell for longer."""
+QUIETER: Final = 5
+"""Times fewer passes over a pool without pods: one that comes up has nothing to tell for longer."""
 
 ENDING_S: Final = 2.0
 """How often a pod that ends is asked: which of the answers is its last one, nobody knows before."""
@@ -95,6 +94,7 @@ class HotSets:
     may_act    whether this controller is the one that writes, and has read what the cluster has
     ordering   gives running pods their orders; None: nobody does
     heat_s     how often each running pod is asked for its demand
+    pass_s     between two passes over a pool that has pods
     clock      seconds since the epoch
     count      called with kind and outcome of every write
     """
@@ -112,6 +112,7 @@ class HotSets:
         clock: Callable[[], float],
         count: Callable[[str, str], None],
         heat_s: float = 30.0,
+        pass_s: float = 1.0,
     ) -> None:
         self._kube = kube
         self._pods = pods
@@ -123,6 +124,7 @@ class HotSets:
         self._clock = clock
         self._count = count
         self._heat_s = heat_s
+        self._pass_s = pass_s
         self._of: dict[str, _Of] = {}
         self._led = False
         self._work = Work("hot set", self._pass, workers=PASSES, on_done=self._done)
@@ -159,7 +161,7 @@ class HotSets:
             for name in self._pools() if acts else ():
                 if name not in self._of:
                     self._work.add(name)
-            await asyncio.sleep(PASS_S)
+            await asyncio.sleep(self._pass_s)
 
     async def _pass(self, name: str) -> float | None:
         pool = self._pools().get(name)
@@ -186,7 +188,7 @@ class HotSets:
         of.has_ended = False
         if self._ordering is not None:
             await self._ordering.look(name, of.warmth(self._clock()), of.models_at_s, of.demand.heats())
-        return PASS_S if pods else QUIET_PASS_S
+        return self._pass_s if pods else QUIETER * self._pass_s
 
     async def _begin(self, pool: Pool, before: _Of | None) -> _Of:
         """From what the cluster has; ``before``: of a pool that was deleted and made again, whose demand goes on."""

@@ -22,7 +22,7 @@ from predictor.policy.demand import HALF_LIVES_S
 from predictor.report import MAX_ORDERS, Order, Orders, PodReport, Residency
 from predictor.telemetry import Telemetry
 from warmup import calendar, placement
-from warmup.placement import LATE_S, Appointment, Held, Key, PodView, Wish
+from warmup.placement import LATE_S, MARGIN_S, Appointment, Held, Key, PodView, Wish
 from warmup.pods import RESIDENCY_PATH, Followed, Pods
 
 log = logging.getLogger(__name__)
@@ -34,9 +34,6 @@ LOOK_EACH_S: Final = 5.0
 
 COMPARE_EACH_S: Final = 30.0
 """How often a pool's pods are compared with each other: demand is not told more often."""
-
-AHEAD_S: Final = 1800.0
-"""The longest load that a calendar reckons with."""
 
 LEAST_ASKED: Final = 0.5
 """Decayed count, half-life 30 min: who was asked once within that time was asked."""
@@ -127,15 +124,19 @@ class Ordering:
 
     # ---- when -------------------------------------------------------------------------------------------------
 
-    def _appointments(self, pool: str, models: Iterable[Warmth], at_s: float, now_s: float) -> Iterator[Appointment]:
+    def _appointments(self, pool: str, models: Sequence[Warmth], at_s: float, now_s: float) -> Iterator[Appointment]:
         for one in models:
             found = rhythm.due([at_s - ago_s for ago_s in one.visits], now_s)
             if found is not None:
                 why = f"asked every {human.span(found.period_s)}"
                 until_s = found.at_s + max(LATE_S, rhythm.SPREAD * found.period_s)
                 yield Appointment(one.name, one.version, found.at_s, until_s, "rhythm", why)
+        loads_s: dict[str, float] = {}
+        for one in models:
+            loads_s[one.name] = max(one.load_s, loads_s.get(one.name, 0.0))
         for name, (lines, zone) in self._calendars(pool).items():
-            for window in calendar.open_at(_read(lines, zone), now_s, ahead_s=AHEAD_S):
+            # Of overlapping windows the latest is told: no further ahead than it is time to begin.
+            for window in calendar.open_at(_read(lines, zone), now_s, ahead_s=loads_s.get(name, 0.0) + MARGIN_S):
                 why = f"{calendar.WARM_AT}: {window.entry.text}"
                 yield Appointment(name, 0, window.begins_s, window.until_s, "calendar", why)
 

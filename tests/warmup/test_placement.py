@@ -228,7 +228,7 @@ def test_whatever_there_is(pods: list[PodView], models: list[Warmth], appointmen
         else:
             assert wish.name in due
     for one in pods:
-        evictable = {device: 0 for device in one.room_bytes}
+        evictable = dict.fromkeys(one.room_bytes, 0)
         for copy in one.held.values():
             if copy.device in evictable and not copy.stays:
                 evictable[copy.device] += copy.size_bytes

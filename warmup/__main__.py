@@ -147,10 +147,17 @@ def _hot_sets(settings: ControllerSettings, state: State, parts: Parts) -> HotSe
         books = state.books.get(pool)
         return books.names if books is not None else None
 
+    async def remark(model: str, text: str) -> None:
+        parts.history.own(model, "calendar", text, time.time())
+        found = parts.world.inference_services.objects.get(model)
+        if found is not None and await parts.announcer.allowed():
+            await parts.announcer.record(found, Occurrence("Warning", "CalendarUnreadable", text), text)
+
     ordering = Ordering(
         parts.pods,
         calendars=calendars,
         tell=lambda _pool, model, pod, why: parts.history.own(model, "ordered", f"on pod {pod}: {why}", time.time()),
+        remark=remark,
         telemetry=parts.telemetry,
         clock=time.time,
     )

@@ -164,11 +164,14 @@ class _Room:
         self._sizes_bytes = sizes_bytes
         self._now_s = now_s
         self._free_bytes = dict(pod.room_bytes)
-        self._may_go = {
-            key: (_value(warmth[key], held.size_bytes) if key in warmth else 0.0, held)
-            for key, held in pod.held.items()
-            if not held.stays
-        }
+        self._may_go = sorted(
+            (
+                (_value(warmth[key], held.size_bytes) if key in warmth else 0.0, key, held)
+                for key, held in pod.held.items()
+                if not held.stays
+            ),
+            key=lambda each: each[:2],
+        )
 
     def wishes(self, due: Sequence[Appointment], asked: Sequence[tuple[float, Key, frozenset[str]]]) -> list[Wish]:
         """What this pod is to load."""
@@ -200,21 +203,21 @@ class _Room:
         if not plans:
             return False
         _, victims, device = min(plans, key=lambda plan: plan[0])
-        for victim in victims:
-            self._free_bytes[device] += self._may_go.pop(victim)[1].size_bytes
-        self._free_bytes[device] -= size_bytes
+        self._free_bytes[device] += sum(held.size_bytes for _, key, held in self._may_go if key in victims) - size_bytes
+        if victims:
+            self._may_go = [each for each in self._may_go if each[1] not in victims]
         return True
 
-    def _plan(self, device: int, size_bytes: int, worth: float) -> tuple[float, list[Key]] | None:
+    def _plan(self, device: int, size_bytes: int, worth: float) -> tuple[float, set[Key]] | None:
         """What is lost there, per second, and which copies would go; None: it cannot be."""
-        free_bytes, lost, victims = self._free_bytes[device], 0.0, []
-        for key, (copy_worth, held) in sorted(self._may_go.items(), key=lambda each: (each[1][0], each[0])):
+        free_bytes, lost, victims = self._free_bytes[device], 0.0, set[Key]()
+        for copy_worth, key, held in self._may_go:
             if free_bytes >= size_bytes or copy_worth * WORTH_MORE > worth:
                 break
             if held.device == device:
                 free_bytes += held.size_bytes
                 lost += copy_worth * held.size_bytes
-                victims.append(key)
+                victims.add(key)
         return (lost, victims) if free_bytes >= size_bytes else None
 
     def _size_bytes(self, key: Key) -> int:

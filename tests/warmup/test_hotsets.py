@@ -127,6 +127,16 @@ async def test_the_last_pods_end_publishes_at_once_what_it_was_asked_since(fake:
         await controller.until(lambda: remembered_names(fake) == {"m", "n"})
 
 
+async def test_a_pod_that_begins_to_end_is_asked_then_and_not_when_its_turn_comes(fake: FakeKube, one: AdminPod) -> None:
+    one.heat = noted("one", m=1.0)
+    put_pod(fake, one.address, name="one")
+    async with running(fake, poll_s=0.1, heat_s=600) as controller:
+        await controller.until(lambda: names(fake) == ["m"])
+        one.heat = noted("one", m=1.0, n=5.0)
+        end_pod(fake, "one")
+        await controller.until(lambda: names(fake) == ["n", "m"])
+
+
 async def test_a_pod_that_ends_without_a_word_leaves_what_it_told_before(fake: FakeKube, one: AdminPod) -> None:
     one.heat = noted("one", m=1.0)
     put_pod(fake, one.address, name="one")
@@ -400,12 +410,19 @@ async def test_a_pod_that_loads_its_hot_set_is_not_disturbed(fake: FakeKube, one
         assert told[0]["hot_set"]["models"] == 1
 
 
-async def test_the_calendar_of_a_model_is_an_order_for_the_only_pod(fake: FakeKube, one: AdminPod) -> None:
-    put_model(fake, "m")
-    found = fake.object("inferenceservices", "m", namespace=NAMESPACE)
+def annotate(fake: FakeKube, model: str, lines: str) -> None:
+    found = fake.object("inferenceservices", model, namespace=NAMESPACE)
     assert found is not None
-    found["metadata"]["annotations"]["hearth.dev/warm-at"] = "* * * * *"
+    found["metadata"]["annotations"]["hearth.dev/warm-at"] = lines
     fake.put("inferenceservices", found, namespace=NAMESPACE)
+
+
+async def test_the_calendar_of_a_model_is_an_order_for_the_only_pod(
+    fake: FakeKube, one: AdminPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("warmup.ordering.LOOK_EACH_S", 0.1)
+    put_model(fake, "m")
+    annotate(fake, "m", "* * * * *")
     one.residency = resident()
     put_pod(fake, one.address, name="one")
     async with running(fake, **BRISK) as controller:
@@ -413,6 +430,21 @@ async def test_the_calendar_of_a_model_is_an_order_for_the_only_pod(fake: FakeKu
         assert ordered(one) == [("m", "hearth.dev/warm-at: * * * * *")]
         assert one.orders[0].version == 0
         assert one.orders[0].until_s > time.time()
+
+
+async def test_a_calendar_that_cannot_be_read_is_told_once(
+    fake: FakeKube, one: AdminPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("warmup.ordering.LOOK_EACH_S", 0.1)
+    put_model(fake, "m")
+    annotate(fake, "m", "every morning")
+    put_pod(fake, one.address, name="one")
+    async with running(fake, **BRISK) as controller:
+        await controller.until(lambda: happened(controller, "m", "calendar"))
+        await one.until_asked(10)
+        told = [found["message"] for found in fake.objects("events", namespace=NAMESPACE).values()]
+        assert len([text for text in told if "every morning" in text]) == 1
+        assert one.orders == []
 
 
 async def test_a_rhythm_is_an_order_shortly_before_the_next_visit(fake: FakeKube, one: AdminPod) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, Final, Protocol
 
 from warmup import view
+from warmup.kept import KEPT_LABEL
 from warmup.kube import (
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -28,7 +29,7 @@ from warmup.pods import PodRef
 from warmup.view import POOL_LABEL, Pool
 from warmup.watch import Pace, Watched, whole
 
-OURS: Final = "app.kubernetes.io/managed-by=hearth"
+OURS: Final = f"app.kubernetes.io/managed-by=hearth,{KEPT_LABEL}!=true"
 LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 REFRESHED: Final = "hearth.dev/refreshed"
 

@@ -139,6 +139,8 @@ def keepings(
                 patches.append(_given_back(revision))
             continue
         is_ours = bool(revision.kept)
+        if not is_ours and revision.retention is None and seconds <= GRACE_S:
+            continue  # that is what Knative does by itself
         if is_ours and (revision.retention != revision.kept or not _has_moved(seconds, parsed_s(revision.kept))):
             continue  # somebody else set another one, or it is as good as that
         if is_ours and now_s - moved_s.get(revision.name, float("-inf")) < REST_S:

@@ -15,11 +15,14 @@ from prometheus_client import ProcessCollector
 
 from predictor.errors import HearthError
 from predictor.telemetry import Telemetry
+from warmup import activity
 from warmup.announce import Announcer
 from warmup.checks import Checker, Checks, StoreChecker
 from warmup.credentials import Config
 from warmup.findings import Findings
+from warmup.foresight import KEPT_EACH_S, KEY, WHAT, Bounds, Foresight, Scene
 from warmup.history import History
+from warmup.kept import Kept
 from warmup.kube import Kube
 from warmup.leader import Leader, Terms
 from warmup.pods import Pods
@@ -50,13 +53,15 @@ class Built:
     summary: Summary
     telemetry: Telemetry
     warming: Warming
+    foresight: Foresight
 
     def jobs(self) -> list[Coroutine[Any, Any, None]]:
         """What has to run, each for ever, beside the Lease."""
-        return [*self.world.jobs(), *self.warming.jobs(), self.controller.run()]
+        return [*self.world.jobs(), *self.warming.jobs(), *self.foresight.jobs(), self.controller.run()]
 
     async def close(self) -> None:
         """Stop what runs beside the controller's own tasks."""
+        await self.foresight.close()
         await self.checks.close()
         await self.pods.close()
 
@@ -118,12 +123,37 @@ def build(
         kube,
         pools=lambda: list(state.pools.values()),
         may_act=lambda: leader.is_leader() and world.synced,
-        announce=lambda tell: controller.announce(tell.pool, Occurrence(tell.type, tell.reason, tell.message), tell.cause),
+        announce=lambda tell: foresight.tell(tell),  # noqa: PLW0108 (it needs this object to be made)
         clock=time.time,
         pace=pace,
     )
-    summary.warmth = lambda: warming.states
-    return Built(controller, leader, checks, pods, world, summary, telemetry, warming)
+    foresight = _foresight(settings, controller, warming)
+    warming.wishes, warming.retentions = foresight.wishes, foresight.retentions
+    summary.warmth, summary.outlooks = lambda: warming.states, foresight.told
+    return Built(controller, leader, checks, pods, world, summary, telemetry, warming, foresight)
+
+
+def _foresight(settings: ControllerSettings, controller: Controller, warming: Warming) -> Foresight:
+    parts = controller.parts
+    foresight = Foresight(
+        Scene(
+            pools=lambda: controller.state.pools,
+            pods=parts.pods.of,
+            revision=warming.revision,
+            created_s=parts.world.created_s,
+        ),
+        may_act=lambda: parts.may_write() and parts.world.synced and warming.synced,
+        remember=lambda pool: Kept(
+            parts.kube, pool, WHAT, key=KEY, read=activity.decode, pause_s=KEPT_EACH_S, count=parts.announcer.count
+        ),
+        announce=lambda tell: controller.announce(tell.pool, Occurrence(tell.type, tell.reason, tell.message), tell.cause),
+        history=parts.history,
+        telemetry=parts.telemetry,
+        clock=time.time,
+        bounds=Bounds(weight=settings.cold_start_weight, longest_s=settings.longest_keep_s),
+    )
+    controller.on_happened = foresight.happened
+    return foresight
 
 
 async def serve(settings: ControllerSettings) -> int:

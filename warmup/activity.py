@@ -99,11 +99,16 @@ def decode(document: bytes) -> Activity:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One pod at one look; see report.PodReport. ``created_s``: None where the cluster does not say."""
+    """One pod at one look; see report.PodReport.
+
+    created_s  seconds since the epoch; None where the cluster does not say
+    answers    whether it told anything: else all below means nothing
+    """
 
     name: str
     created_s: float | None
-    serving: bool
+    answers: bool = True
+    serving: bool = True
     asked: int = 0
     asked_s_ago: float | None = None
     running: int = 0
@@ -130,20 +135,20 @@ class Watcher:
 
     def look(self, pods: Sequence[Seen], now_s: float, *, target: float) -> None:
         """Take in what running pods say. ``target``: requests at once that one pod is meant for, > 0."""
-        activity = self.activity
+        activity, told = self.activity, [pod for pod in pods if pod.answers]
         if self.began_s is None:
             self.began_s = now_s
             if now_s - activity.at_s > UNWATCHED_S:
                 activity.quiet_s = None
         last_s = activity.at_s if now_s - activity.at_s <= UNWATCHED_S else now_s
-        arrivals = [moment for pod in pods for moment in self._arrivals(pod, last_s, now_s)]
-        running = sum(pod.running for pod in pods)
+        arrivals = [moment for pod in told for moment in self._arrivals(pod, last_s, now_s)]
+        running = sum(pod.running for pod in told)
         if arrivals:
             first_s = min(arrivals)
             if activity.quiet_s is not None:
                 self._gap(first_s - activity.quiet_s)
             activity.slots.note(first_s, 1)
-        latest_s = max((now_s - pod.asked_s_ago for pod in pods if pod.asked_s_ago is not None), default=None)
+        latest_s = max((now_s - pod.asked_s_ago for pod in told if pod.asked_s_ago is not None), default=None)
         if running:
             activity.quiet_s = None
         elif arrivals or self._running:
@@ -155,7 +160,7 @@ class Watcher:
         activity.slots.note(now_s, max(1, math.ceil(running / target)) if asked else 0)
         self._running = running > 0
         activity.at_s = now_s
-        self._pods = {pod.name: self._pods[pod.name] for pod in pods}
+        self._pods = {pod.name: self._pods[pod.name] for pod in pods if pod.name in self._pods}
 
     def loaded(self, pod: str, load_s: float) -> None:
         """A model was loaded in a pod; the first time, that ended its cold start."""

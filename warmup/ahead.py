@@ -18,10 +18,10 @@ from warmup.forecast import Forecast
 from warmup.prewarm import Patch, Wish
 
 RETENTION: Final = "autoscaling.knative.dev/scale-to-zero-pod-retention-period"
-KEPT: Final = "hearth.dev/kept"
+RETAINED: Final = "hearth.dev/retained"
 """Beside it: the value that we wrote. Another one was set by somebody else meanwhile, and stays."""
 
-KEPT_FORMER: Final = "hearth.dev/kept-former"
+RETAINED_FORMER: Final = "hearth.dev/retained-former"
 """What it was before, if anything."""
 
 EARLY_S: Final = 30.0
@@ -91,6 +91,15 @@ def retained_s(kept_s: float, window_s: float) -> int:
     return round(min(MAX_RETENTION_S, max(0.0, kept_s - window_s)))
 
 
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long a Revision's last pod stays after Knative's window, of which pool, and why, for people."""
+
+    pool: str
+    seconds: int
+    why: str
+
+
 class Retained(Protocol):
     """What is asked of a Revision; warming.py has it."""
 
@@ -107,50 +116,50 @@ class Retained(Protocol):
         """``RETENTION`` as it stands; None: it does not."""
 
     @property
-    def kept(self) -> str:
-        """``KEPT`` as it stands; "": it does not."""
+    def retained(self) -> str:
+        """``RETAINED`` as it stands; "": it does not."""
 
     @property
-    def kept_former(self) -> str | None:
-        """``KEPT_FORMER`` as it stands; None: it does not."""
+    def retained_former(self) -> str | None:
+        """``RETAINED_FORMER`` as it stands; None: it does not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """What is to be set on Revisions. ``moved``: Revision → seconds, of those whose retention is set or changed."""
+    """What is to be set on Revisions. ``moved``: of those whose retention is set or changed, not given back."""
 
     patches: tuple[Patch, ...]
-    moved: Mapping[str, int]
+    moved: Mapping[str, Retention]
 
 
 def keepings(
-    wanted_s: Mapping[str, int], revisions: Iterable[Retained], moved_s: Mapping[str, float], *, now_s: float
+    wanted: Mapping[str, Retention], revisions: Iterable[Retained], moved_s: Mapping[str, float], *, now_s: float
 ) -> Keeping:
     """Make Revisions say how long their last pod stays, and take back what is not wanted any more.
 
-    wanted_s  Revision → retention; those that are not in it get back what they had
-    moved_s   Revision → when its retention was set last by this controller
+    wanted   by Revision; those that are not in it get back what they had
+    moved_s  by Revision: when its retention was set last by this controller
     """
     patches, moved = [], {}
     for revision in revisions:
-        seconds = wanted_s.get(revision.name)
-        if seconds is None:
-            if revision.kept:
+        retention = wanted.get(revision.name)
+        if retention is None:
+            if revision.retained:
                 patches.append(_given_back(revision))
             continue
-        is_ours = bool(revision.kept)
+        is_ours, seconds = bool(revision.retained), retention.seconds
         if not is_ours and revision.retention is None and seconds <= GRACE_S:
             continue  # that is what Knative does by itself
-        if is_ours and (revision.retention != revision.kept or not _has_moved(seconds, parsed_s(revision.kept))):
-            continue  # somebody else set another one, or it is as good as that
+        if is_ours and (revision.retention != revision.retained or not _has_moved(seconds, parsed_s(revision.retained))):
+            continue  # somebody else set another one meanwhile, or it is as good as that
         if is_ours and now_s - moved_s.get(revision.name, float("-inf")) < REST_S:
             continue
         value = f"{seconds}s"
-        annotations: dict[str, str | None] = {RETENTION: value, KEPT: value}
+        annotations: dict[str, str | None] = {RETENTION: value, RETAINED: value}
         if not is_ours and revision.retention is not None:
-            annotations[KEPT_FORMER] = revision.retention
+            annotations[RETAINED_FORMER] = revision.retention
         patches.append(Patch(revision.name, revision.version, annotations))
-        moved[revision.name] = seconds
+        moved[revision.name] = retention
     return Keeping(tuple(patches), moved)
 
 
@@ -174,7 +183,7 @@ def _has_moved(seconds: int, before_s: float | None) -> bool:
 
 
 def _given_back(revision: Retained) -> Patch:
-    annotations: dict[str, str | None] = {KEPT: None, KEPT_FORMER: None}
-    if revision.retention == revision.kept:
-        annotations[RETENTION] = revision.kept_former
+    annotations: dict[str, str | None] = {RETAINED: None, RETAINED_FORMER: None}
+    if revision.retention == revision.retained:
+        annotations[RETENTION] = revision.retained_former
     return Patch(revision.name, revision.version, annotations)

@@ -1,9 +1,9 @@
 """Decides how a pool that shall be warm gets a running pod, and how it loses it again.
 
 A pod comes when the pool's Revision asks for one: ``min-scale: "1"`` among its annotations (or more, where more are wished),
-beside it our mark and what was there before. Nothing else holds it: neither the Service's template, which would be a new Revision, nor the PodAutoscaler,
-which Knative writes over. After a restart of Knative's autoscaler that annotation does nothing until a request has come
-(seen on 1.23), so that what does not start by itself is sent one.
+beside it our mark and what was there before. Nothing else holds it: neither the Service's template, which would be a new
+Revision, nor the PodAutoscaler, which Knative writes over. After a restart of Knative's autoscaler that annotation does
+nothing until a request has come (seen on 1.23), so that what does not start by itself is sent one.
 
 Pure: nothing here reads, waits or looks at the clock. What carries it out is warming.py.
 """
@@ -89,7 +89,7 @@ class Revision:
     most       max-scale; 0: there is none
     window_s   Knative's stable window
     target     requests at once that one pod is meant for
-    retention, kept, kept_former  see ahead.py
+    retention, retained, retained_former  see ahead.py
     wanted     pods that Knative's autoscaler wants; -1: it has not decided yet
     ready      pods that serve
     """
@@ -104,8 +104,8 @@ class Revision:
     window_s: float = 60.0
     target: float = 100.0
     retention: str | None = None
-    kept: str = ""
-    kept_former: str | None = None
+    retained: str = ""
+    retained_former: str | None = None
     wanted: int = -1
     ready: int = 0
 
@@ -256,13 +256,13 @@ def _warm(
         former = {FORMER: revision.min_scale} if revision.min_scale is not None else {}
         return "starting", effort, [Patch(revision.name, revision.version, _set(pods) | former)]
     if revision.set_scale != pods and revision.min_scale == str(revision.set_scale):
-        changed: dict[str, str | None] = {PODS: None} | _set(pods)
+        changed = {PODS: None, **_set(pods)}
         return "starting", Effort(revision.name, now_s), [Patch(revision.name, revision.version, changed)]
     return _verify(pool, revision, effort, pods, now_s)
 
 
 def _set(pods: int) -> dict[str, str | None]:
-    return {MIN_SCALE: str(pods), MARK: "true"} | ({PODS: str(pods)} if pods > 1 else {})
+    return {MIN_SCALE: str(pods), MARK: "true", **({PODS: str(pods)} if pods > 1 else {})}
 
 
 def _verify(pool: Pool, revision: Revision, effort: Effort, pods: int, now_s: float) -> tuple[State, Effort, list[Action]]:
@@ -286,7 +286,9 @@ def _verify(pool: Pool, revision: Revision, effort: Effort, pods: int, now_s: fl
 
 def _release(revision: Revision) -> Patch:
     """Back to what it was. A min-scale that is not ours any more was set by somebody else meanwhile, and stays."""
-    annotations: dict[str, str | None] = {MARK: None, FORMER: None} | ({PODS: None} if revision.set_scale > 1 else {})
+    annotations: dict[str, str | None] = {MARK: None, FORMER: None}
+    if revision.set_scale > 1:
+        annotations[PODS] = None
     if revision.min_scale == str(revision.set_scale):
         annotations[MIN_SCALE] = revision.former
     return Patch(revision.name, revision.version, annotations)
@@ -310,15 +312,16 @@ def _came(pool: Pool, effort: Effort, pods: int, now_s: float) -> Tell:
 
 def _stays(pool: Pool, revision: Revision, effort: Effort, pods: int, now_s: float) -> list[Tell]:
     """Told at the first wake request and when they do not help either; not for every one."""
+    lack = f"only {_ready(revision.ready)}" if revision.ready else "no pod"
     waited = f"{now_s - effort.since_s:.0f} s after min-scale {pods} was set"
     if effort.wakes == 0:
         message = (
-            f"pool {pool.name} has {_lack(revision)} {waited} on {revision.name}: Knative's autoscaler does not act on it (as after its "
+            f"pool {pool.name} has {lack} {waited} on {revision.name}: Knative's autoscaler does not act on it (as after its "
             "restart); sending a request to wake it"
         )
         return [Tell(pool.name, "Normal", "WakingPool", message, f"{revision.name} {effort.since_s}")]
     if effort.wakes == 2:  # noqa: PLR2004 (the second try has failed as well)
-        message = f"pool {pool.name} still has {_lack(revision)} {waited} and {effort.wakes} wake requests: see the Revision's conditions"
+        message = f"pool {pool.name} still has {lack} {waited} and {effort.wakes} wake requests: see the Revision's conditions"
         return [Tell(pool.name, "Warning", "CannotWarm", message, f"{revision.name} {effort.since_s}")]
     return []
 
@@ -330,7 +333,3 @@ def count(annotation: str | None) -> int:
 
 def _ready(pods: int) -> str:
     return "a ready pod" if pods == 1 else f"{pods} ready pods"
-
-
-def _lack(revision: Revision) -> str:
-    return f"only {_ready(revision.ready)}" if revision.ready else "no pod"

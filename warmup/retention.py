@@ -25,9 +25,7 @@ a time that is right by a second for the past is wrong by a cold start for the f
 functions, this takes a third to a half off what is paid above the best fixed time."""
 
 
-def keep_s(
-    gaps_s: Sequence[float], *, cold_start_s: float, weight: float, longest_s: float, shortest_s: float = 0.0
-) -> float:
+def keep_s(gaps_s: Sequence[float], *, cold_start_s: float, weight: float, longest_s: float, shortest_s: float = 0.0) -> float:
     """How long the last pod is kept after its last request, in seconds, between ``shortest_s`` and ``longest_s``.
 
     The cheapest time for the past gaps; with none known, as long as a cold start costs. Where no gap outlasted the best

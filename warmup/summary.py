@@ -11,7 +11,7 @@ from typing import Any
 
 from predictor.errors import UnknownModel
 from predictor.telemetry import Telemetry
-from warmup.history import History, Noted
+from warmup.history import History, Noted, pool_key
 from warmup.kube import Object
 from warmup.objects import condition, is_model
 from warmup.pods import Pods
@@ -28,6 +28,8 @@ class Summary:
         self.pools: Mapping[str, Pool] = {}
         self.warmth: Callable[[], Mapping[str, str]] = dict
         """By pool: how it stands with its warmth (prewarm.State). Set by who keeps them warm."""
+        self.outlooks: Callable[[str], list[str]] = lambda _pool: []
+        """Of a pool: what it is to have before anybody asks, in sentences. Set by who looks ahead."""
         self._world = world
         self._pods = pods
         self._history = history
@@ -76,11 +78,15 @@ class Summary:
         return model
 
     def why(self, name: str) -> tuple[Noted, ...]:
-        """What happened to a model. Raises UnknownModel where there is none, and was none."""
-        events = self._history.of(name)
-        if not events:
+        """What happened to a model, or a pool, or both if they share a name. Raises UnknownModel: there is neither, nor was."""
+        events = self._history.of(name) + self._history.of(pool_key(name))
+        if not events and name not in self.pools:
             self.of_model(name)
-        return events
+        return tuple(sorted(events, key=lambda noted: noted.at_s))
+
+    def outlook(self, name: str) -> list[str]:
+        """How a pool stands with what is done ahead of its traffic, in sentences; []: nothing, or no pool."""
+        return self.outlooks(name) if name in self.pools else []
 
     def count(self) -> None:
         """Bring the gauges up to date."""

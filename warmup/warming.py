@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 
 from warmup import ahead, prewarm
+from warmup.ahead import Retention
 from warmup.kube import POD_AUTOSCALERS, REVISIONS, Conflict, Kube, KubeError, NotFound, Object, meta
 from warmup.prewarm import Effort, Patch, Pool, Revision, State, Tell, Wake, Wish
 from warmup.watch import Pace, Watched
@@ -47,8 +48,8 @@ class _Asked(NamedTuple):
     window_s: float
     target: float
     retention: str | None
-    kept: str
-    kept_former: str | None
+    retained: str
+    retained_former: str | None
 
 
 class _Scale(NamedTuple):
@@ -85,8 +86,8 @@ class Warming:
         """By pool: how it stands with its warmth. Empty while this controller does not act."""
         self.wishes: Callable[[], Mapping[str, Wish]] = dict
         """By pool: pods that nobody asked for yet. Set by who looks ahead; so is ``retentions``."""
-        self.retentions: Callable[[], Mapping[str, int]] = dict
-        """By Revision: seconds that its last pod is kept after Knative's window; those that are not in it as Knative does."""
+        self.retentions: Callable[[], Mapping[str, Retention]] = dict
+        """By Revision; the last pods of those that are not in it stay for as long as Knative has them."""
         self._kube = kube
         self._pools = pools
         self._may_act = may_act
@@ -115,7 +116,7 @@ class Warming:
 
     async def tick(self) -> None:
         """Look, decide, act. Never raises what the API server may say: the next look finds what is still missing."""
-        if not (self.revisions.synced and self.scalers.synced and self._may_act()):
+        if not (self.synced and self._may_act()):
             self._efforts, self.states = {}, {}
             return
         seen, now_s = self.seen(), self._clock()
@@ -141,16 +142,35 @@ class Warming:
         for patch in keeping.patches:
             if not self._may_act():
                 return
-            if await self._patch(patch) and patch.revision in keeping.moved:
+            if not await self._patch(patch):
+                continue
+            retention = keeping.moved.get(patch.revision)
+            if retention is not None:
                 self._moved_s[patch.revision] = now_s
+                text = (
+                    f"the last pod of pool {retention.pool} stays {retention.seconds} s after Knative's window: {retention.why}"
+                )
+                await self._announce(Tell(retention.pool, "Normal", "RetentionSet", text, f"{patch.revision} {now_s:.0f}"))
+            elif pool := next((pool.name for pool in self._pools() if pool.revision == patch.revision), ""):
+                text = f"the last pod of pool {pool} stays for as long as its Revision said before, or Knative's own setting"
+                await self._announce(Tell(pool, "Normal", "RetentionReleased", text, f"{patch.revision} {now_s:.0f}"))
+
+    @property
+    def synced(self) -> bool:
+        """Whether every Revision was read once."""
+        return self.revisions.synced and self.scalers.synced
 
     def seen(self) -> dict[str, Revision]:
         """Every Revision of the namespace by name, with what its PodAutoscaler says."""
-        found = {}
-        for name, asked in self.revisions.objects.items():
-            scale = self.scalers.objects.get(name, _Scale(-1, 0))  # it has its Revision's name
-            found[name] = Revision(name, *asked, *scale)
-        return found
+        found = (self.revision(name) for name in self.revisions.objects)
+        return {revision.name: revision for revision in found if revision is not None}
+
+    def revision(self, name: str) -> Revision | None:
+        """One of them; None: there is none of that name."""
+        asked = self.revisions.objects.get(name)
+        if asked is None:
+            return None
+        return Revision(name, *asked, *self.scalers.objects.get(name, _Scale(-1, 0)))  # it has its Revision's name
 
     async def _patch(self, patch: Patch) -> bool:
         """Whether it was taken."""
@@ -202,8 +222,8 @@ def _asked(found: Object) -> _Asked:
         ahead.parsed_s(annotations.get(WINDOW, "")) or DEFAULT_WINDOW_S,
         float(prewarm.count(annotations.get(TARGET)) or DEFAULT_TARGET),
         annotations.get(ahead.RETENTION),
-        annotations.get(ahead.KEPT, ""),
-        annotations.get(ahead.KEPT_FORMER),
+        annotations.get(ahead.RETAINED, ""),
+        annotations.get(ahead.RETAINED_FORMER),
     )
 
 

@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("-o", "--output", choices=("table", "json"), default="table", help="[%(default)s]")
     models.set_defaults(run=_models)
 
-    why = commands.add_parser("why", help="what happened to a model: loads, drops and their reasons")
+    why = commands.add_parser("why", help="what happened to a model, in a cluster also to a pool: loads, drops, reasons")
     why.add_argument("name", metavar="NAME")
     _add_address(why)
     _add_cluster(why)

@@ -13,6 +13,7 @@ falls into the one that comes twice comes once (an entry with a ``*`` among its 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice
@@ -62,6 +63,9 @@ class Calendar:
     remarks: tuple[str, ...] = ()
 
 
+NEVER: Final = Calendar()
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """One occurrence of an entry. Moments in seconds since the epoch."""
@@ -85,7 +89,7 @@ def parse(lines: str, timezone: str = "") -> Calendar:
             zone = ZoneInfo(timezone)
         except (ValueError, OSError, KeyError):  # ZoneInfoNotFoundError is a KeyError; a folder's name is an OSError
             remarks.append(
-                f"{WARM_TIMEZONE} is {shown(timezone)}, no time zone such as Europe/Berlin: entries count for nothing until it is"
+                f"{WARM_TIMEZONE} is {shown(timezone)}, no time zone such as Europe/Berlin: no entry counts until it is"
             )
             return Calendar(remarks=tuple(remarks))
     told = [line.strip() for line in re.split(r"[;\n]", lines) if line.strip()]
@@ -148,7 +152,7 @@ def _first(entry: Entry, zone: tzinfo, now_s: float) -> Window | None:
     return None if begins_s is None else Window(begins_s, begins_s + entry.lasts_s, entry)
 
 
-def _moments(entry: Entry, zone: tzinfo, after_s: float):
+def _moments(entry: Entry, zone: tzinfo, after_s: float) -> Iterator[float]:
     """Its moments after ``after_s``, in order."""
     start = datetime.fromtimestamp(after_s, UTC).replace(microsecond=0)
     # An hour that is left out moves what falls into it to the hour's end: an hour earlier finds it from every beginning.

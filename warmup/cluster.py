@@ -125,6 +125,7 @@ class _Pods(msgspec.Struct):
 
 class _Why(msgspec.Struct):
     events: tuple[Noted, ...]
+    now: tuple[str, ...] = ()
 
 
 class Silent(msgspec.Struct, frozen=True):
@@ -178,9 +179,10 @@ class Controller:
             pods.append(self._told(Silent, raw) if failed else self._told(Residency, raw))
         return pods
 
-    async def why(self, name: str) -> tuple[Noted, ...]:
-        """What happened to a model, oldest first. Raises ``UnknownModel``."""
-        return self._told(_Why, await self.ask(f"why/{quote(name, safe='')}")).events
+    async def why(self, name: str) -> tuple[tuple[Noted, ...], tuple[str, ...]]:
+        """What happened to a model or a pool, oldest first; of a pool also how it stands. Raises ``UnknownModel``."""
+        told = self._told(_Why, await self.ask(f"why/{quote(name, safe='')}"))
+        return told.events, told.now
 
     async def ask(self, route: str, query: Mapping[str, str] | None = None) -> bytes:
         """Answer of one route below ``/hearth/v1/``."""
@@ -236,7 +238,8 @@ def answer(place: Place, command: str, subject: str, *, is_json: bool) -> list[B
         query = {} if command == "why" else {"pool": subject}
         return [run(place, lambda controller: controller.ask(routes[command], query)).decode()]
     if command == "why":
-        lines = why_lines(run(place, lambda controller: controller.why(subject)))
+        events, now = run(place, lambda controller: controller.why(subject))
+        lines = [*why_lines(events), *(f"now: {line}" for line in now)]
         return ["\n".join(lines) or f"nothing happened to {subject} since the controller started"]
     if command == "models":
         models = run(place, lambda controller: controller.models(subject))

@@ -22,6 +22,9 @@ MAX_SLOTS: Final = DAYS * SLOTS_A_DAY
 
 QUANTILE: Final = 0.8
 LEAST_DAYS: Final = 3
+LEAST_WATCHED: Final = SLOTS_A_DAY // 2
+"""Slots of a day that were watched, for it to count as one."""
+
 LEAST_PRECISION: Final = 0.5
 
 _WEEKEND: Final = frozenset({5, 6})
@@ -74,40 +77,51 @@ def slot_of(now_s: float) -> int:
 def floor(history: Slots, now_s: float, *, ahead_s: float = 0.0) -> Forecast:
     """Pods that are to be there at ``now_s``, for what comes within ``ahead_s`` from then as well."""
     slot, last = slot_of(now_s), slot_of(now_s + ahead_s)
-    right = precision(history, slot)
-    told = {one: quantile(history, one) for one in range(slot, last + 1)}
-    until_s = (slot + 1) * SLOT_S
-    if all(pods is None for pods, _ in told.values()):
-        days = max(days for _, days in told.values())
-        return Forecast(0, until_s, f"this slot was watched on {days} of at least {LEAST_DAYS} days", "new", right)
-    pods, most = max((pods or 0, -one) for one, (pods, _) in told.items())
-    peak = -most
-    days = told[peak][1]
-    if not pods:
-        return Forecast(0, until_s, f"no pod was needed in this slot on most of {days} days", "quiet", right)
-    until_s = (_same_until(history, peak, pods) + 1) * SLOT_S
-    why = f"{pods} pod{'s' * (pods > 1)} in this slot on {days} days, {QUANTILE:.0%} quantile"
+    until_s, right = (slot + 1) * SLOT_S, precision(history, slot)
+    days = watched_days(history, slot)
+    if days < LEAST_DAYS:
+        return Forecast(0, until_s, f"{days} days were watched, of at least {LEAST_DAYS}", "new", right)
     if right is not None and right < LEAST_PRECISION:
-        why = f"of the pods that yesterday's forecast would have kept, only {right:.0%} of the time was asked for"
+        why = f"of the time of the pods that it would have kept in the last day, the pool was asked in {right:.0%}"
         return Forecast(0, until_s, why, "poor", right)
+    pods, peak = max((quantile(history, one)[0], -one) for one in range(slot, last + 1))
+    peak = -peak
+    seen = quantile(history, peak)[1]
+    if not pods:
+        return Forecast(0, until_s, f"at this time of day no pod was needed on most of {seen} days", "quiet", right)
+    until_s = (_same_until(history, peak, pods) + 1) * SLOT_S
+    why = f"at this time of day {pods} pod{'s' * (pods > 1)} sufficed on {QUANTILE:.0%} of {seen} days, and no fewer did"
     return Forecast(pods, until_s, why, "on", right)
 
 
+def watched_days(history: Slots, slot: int) -> int:
+    """Of the last ``DAYS`` times 24 hours before ``slot``, those that were watched for the larger part."""
+    days = [0] * DAYS
+    for one in history.pods:
+        back = (slot - 1 - one) // SLOTS_A_DAY
+        if one < slot and back < DAYS:
+            days[back] += 1
+    return sum(watched >= LEAST_WATCHED for watched in days)
+
+
 def precision(history: Slots, slot: int) -> float | None:
-    """Share of the pod-time forecast for the 144 slots before ``slot`` in whose slot the pool was asked as much."""
+    """Of the pod-time that the forecast would have kept in the day before ``slot``, the share in whose slot it was needed.
+
+    It is the forecast's own rule, applied to each of those slots as the days before it were: whether it is in force or not,
+    so that one that was switched off may come back. None: it would have kept none.
+    """
     promised = kept = 0
     for past in range(slot - SLOTS_A_DAY, slot):
         needed = history.pods.get(past)
-        pods, _ = quantile(history, past)
-        if needed is None or not pods:
-            continue
-        promised += pods
-        kept += min(pods, needed)
+        if needed is not None:
+            pods, _ = quantile(history, past)
+            promised += pods
+            kept += min(pods, needed)
     return kept / promised if promised else None
 
 
-def quantile(history: Slots, slot: int) -> tuple[int | None, int]:
-    """Pods that the same slot of earlier days needed, and of how many days; None: too few.
+def quantile(history: Slots, slot: int) -> tuple[int, int]:
+    """Pods that the same slot of earlier days needed (0 where fewer than ``LEAST_DAYS`` are known), and of how many days.
 
     Of the days of the same kind (Monday to Friday, the weekend) where there are enough, else of all.
     """
@@ -116,14 +130,14 @@ def quantile(history: Slots, slot: int) -> tuple[int | None, int]:
     alike = [pods for back, pods in seen.items() if _is_weekend(slot) == _is_weekend(slot - back * SLOTS_A_DAY)]
     values = sorted(alike if len(alike) >= LEAST_DAYS else seen.values())
     if len(values) < LEAST_DAYS:
-        return None, len(values)
+        return 0, len(values)
     return values[math.ceil(QUANTILE * len(values)) - 1], len(values)
 
 
 def _same_until(history: Slots, slot: int, pods: int) -> int:
     """The last slot in a row, within a day, that needs as many."""
     last = slot
-    while last < slot + SLOTS_A_DAY and (quantile(history, last + 1)[0] or 0) >= pods:
+    while last < slot + SLOTS_A_DAY and quantile(history, last + 1)[0] >= pods:
         last += 1
     return last
 

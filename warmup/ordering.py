@@ -76,7 +76,7 @@ class Ordering:
     """Of all pools.
 
     calendars  of a pool's models: name → its lines and their time zone, as its annotations have them
-    tell       called with pool, model, pod and why for each order that goes out first
+    tell       called with pool, pod and what it is ordered now for the first time
     remark     called with a model and what is wrong with its calendar, once
     clock      seconds since the epoch
     """
@@ -86,7 +86,7 @@ class Ordering:
         pods: Pods,
         *,
         calendars: Callable[[str], Mapping[str, tuple[str, str]]],
-        tell: Callable[[str, str, str, str], None],
+        tell: Callable[[str, str, Sequence[Wish]], None],
         remark: Callable[[str, str], Awaitable[None]],
         telemetry: Telemetry,
         clock: Callable[[], float],
@@ -168,6 +168,7 @@ class Ordering:
     def _number(self, pool: str, of: _Pool, wishes: Iterable[Wish], now_s: float) -> None:
         """Numbers grow over all of a pool's pods, and over controllers: the clock begins, and what pods took before counts."""
         highest = max((report.ordered for report in self._pods.reports(pool)), default=0)
+        told: dict[str, list[Wish]] = {}
         for wish in wishes:
             sent = of.pods[wish.pod]
             if len(sent.open) >= MAX_ORDERS:
@@ -177,7 +178,10 @@ class Ordering:
             sent.moments_s = {key: at_s for key, at_s in sent.moments_s.items() if now_s - at_s < placement.AGAIN_S}
             sent.moments_s[wish.name, wish.version] = now_s
             self._telemetry.counter("hearth_controller_orders_total", pool, wish.reason).inc()
-            self._tell(pool, wish.name, wish.pod, wish.why)
+            told.setdefault(wish.pod, []).append(wish)
+        for pod, given in told.items():
+            log.info("pool %s: pod %s is ordered %d models, %s first: %s", pool, pod, len(given), given[0].name, given[0].why)
+            self._tell(pool, pod, given)
 
     async def _send(self, sent: _Sent, pod: Followed, now_s: float) -> None:
         """What is not taken, and still means something."""

@@ -12,19 +12,25 @@ close to it). The histogram of Shahrad et al., "Serverless in the Wild" (ATC 202
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Final
-
-FEW: Final = 4
-"""Gaps below which the past says too little: then a pod is kept for as long as a cold start costs."""
 
 RECENT: Final = 500
 """Gaps that are looked at: the latest ones."""
 
+SMEAR: Final = (0.85, 1.0, 1.15)
+"""A gap that was seen stands for gaps a little shorter and longer: a timer's 300 s are 290 once and 310 the next time, and
+a time that is right by a second for the past is wrong by a cold start for the future. On Azure 2019, 8 h, groups of five
+functions, this takes a third to a half off what is paid above the best fixed time."""
+
 
 def keep_s(gaps_s: Sequence[float], *, cold_start_s: float, weight: float, longest_s: float, shortest_s: float = 0.0) -> float:
     """How long the last pod is kept after its last request, in seconds, between ``shortest_s`` and ``longest_s``.
+
+    The cheapest time for the past gaps; with none known, as long as a cold start costs. Where no gap outlasted the best
+    time, the past does not say when to give up: then it is at least as long as a cold start costs, too (without this, every
+    gap that is longer than all before costs a cold start: 1.19 x the best fixed time instead of 1.005, measured as above).
 
     gaps_s        past stretches without a request, in seconds, the oldest first; ``RECENT`` of them count
     cold_start_s  what a request waits that finds no pod
@@ -32,20 +38,20 @@ def keep_s(gaps_s: Sequence[float], *, cold_start_s: float, weight: float, longe
     shortest_s    what cannot be gone below: a pod is idle for so long anyway, and pays it
     """
     costs_s = cold_start_s * weight
-    recent_s = sorted(gaps_s[-RECENT:])
-    if len(recent_s) < FEW:
-        return min(max(costs_s, shortest_s), longest_s)
-    times_s = [shortest_s, *(gap_s for gap_s in recent_s if shortest_s < gap_s <= longest_s)]
-    paid_s = [0.0, *accumulate(recent_s)]
-    best_s, least_s = shortest_s, float("inf")
-    position = 0
-    for time_s in times_s:
-        while position < len(recent_s) and recent_s[position] <= time_s:
+    even_s = min(max(costs_s, shortest_s), longest_s)
+    seen_s = sorted(gap_s * factor for gap_s in gaps_s[-RECENT:] for factor in SMEAR)
+    if not seen_s:
+        return even_s
+    best_s, least_s = shortest_s, math.inf
+    waited_s, position = 0.0, 0  # what the gaps that a time outlasts take together, and how many they are
+    for time_s in (shortest_s, *(gap_s for gap_s in seen_s if shortest_s < gap_s <= longest_s), longest_s):
+        while position < len(seen_s) and seen_s[position] <= time_s:
+            waited_s += seen_s[position]
             position += 1
-        total_s = paid_s[position] + (len(recent_s) - position) * (time_s + costs_s)
+        total_s = waited_s + (len(seen_s) - position) * (time_s + costs_s)
         if total_s < least_s:
             best_s, least_s = time_s, total_s
-    return best_s
+    return max(best_s, even_s) if best_s >= seen_s[-1] else best_s
 
 
 def paid_s(gaps_s: Sequence[float], time_s: float, *, costs_s: float) -> float:

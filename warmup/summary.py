@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from predictor.errors import UnknownModel
 from predictor.telemetry import Telemetry
-from warmup.history import History, Noted
+from warmup.history import History, Noted, pool_key
 from warmup.hotsets import Shown
 from warmup.kube import Object
 from warmup.objects import condition, is_model
@@ -33,6 +33,8 @@ class Summary:
         """By pool: how it stands with its warmth (prewarm.State). Set by who keeps them warm."""
         self.hot_sets: Callable[[], Mapping[str, Shown]] = dict
         """By pool: what its next pod begins with. Set by who publishes them."""
+        self.outlooks: Callable[[str], list[str]] = lambda _pool: []
+        """Of a pool: what it is to have before anybody asks, in sentences. Set by who looks ahead."""
         self._world = world
         self._pods = pods
         self._history = history
@@ -83,11 +85,15 @@ class Summary:
         return model
 
     def why(self, name: str) -> tuple[Noted, ...]:
-        """What happened to a model. Raises UnknownModel where there is none, and was none."""
-        events = self._history.of(name)
-        if not events:
+        """What happened to a model, or a pool, or both if they share a name. Raises UnknownModel: there is neither, nor was."""
+        events = self._history.of(name) + self._history.of(pool_key(name))
+        if not events and name not in self.pools:
             self.of_model(name)
-        return events
+        return tuple(sorted(events, key=lambda noted: noted.at_s))
+
+    def outlook(self, name: str) -> list[str]:
+        """How a pool stands with what is done ahead of its traffic, in sentences; []: nothing, or no pool."""
+        return self.outlooks(name) if name in self.pools else []
 
     def count(self) -> None:
         """Bring the gauges up to date."""

@@ -48,6 +48,19 @@ METRICS: Final = (
         ("pool",),
         "Moment of the published hot set's rates. It is written when demand is another: an old one is no fault by itself.",
     ),
+    Metric(
+        "hearth_controller_wanted_pods",
+        "gauge",
+        ("pool", "reason"),
+        "Pods that shall run though nobody asks: `asked` (hearth warm), `calendar`, `forecast`; the strongest wish alone.",
+    ),
+    Metric("hearth_controller_retention_seconds", "gauge", ("pool",), "How long the last pod is kept after its last request."),
+    Metric(
+        "hearth_controller_forecast_precision",
+        "gauge",
+        ("pool",),
+        "Of the pod-time that the forecast would have kept in the last day, the share that was needed; below 0.5 it is off.",
+    ),
     Metric("hearth_controller_pods", "gauge", ("pool", "state"), "Running pods. `silent`: does not answer."),
     Metric("hearth_controller_models", "gauge", ("pool", "state"), "Model InferenceServices, by the state their status tells."),
     Metric(

@@ -20,9 +20,9 @@ import msgspec
 from predictor import human
 from predictor import why as words
 from predictor.errors import HearthError, UnknownModel
-from predictor.report import Event, Residency, WarmUp
+from predictor.report import Event, Residency
 from warmup.kube import KNATIVE_SERVICES, SERVING_RUNTIMES, Forbidden, Kube, KubeError, NotFound, Resource, Unreachable
-from warmup.words import HotSet, hot_set_words, warm_up_line
+from warmup.words import HotSet, hot_set_words
 
 SERVICE: Final = "hearth-controller"
 PORT: Final = 8082
@@ -64,7 +64,6 @@ class Pod(msgspec.Struct, frozen=True):
     state: str = ""
     up_s: float | None = None
     trouble: str = ""
-    warm_up: WarmUp | None = None
 
 
 class Pool(msgspec.Struct, frozen=True):
@@ -248,8 +247,6 @@ def answer(place: Place, command: str, subject: str, *, is_json: bool) -> list[B
     if not pools:
         return ["this namespace has no pool: label what is one hearth.dev/pool=NAME"]
     blocks: list[Block] = [pool_rows(pools, now_s=time.time())]
-    if lines := [line for pool in pools for pod in pool.pods if (line := warm_up_line(pod.name, pod.warm_up))]:
-        blocks.append("\n" + "\n".join(lines))
     blocks += [f"\n{pod.pod}: {pod.error}" if isinstance(pod, Silent) else pod for pod in pods]
     return blocks if pods else [*blocks, "\nno pod runs; the next request, or `hearth warm POOL`, starts one"]
 

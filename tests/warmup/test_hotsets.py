@@ -489,3 +489,30 @@ async def test_an_order_that_gets_lost_is_sent_again_and_an_older_pod_is_left_al
             await two.until_asked(12)
             assert two.requests.count("/hearth/v1/orders") == sent
             assert older.requests.count("/hearth/v1/orders") == 1
+
+
+async def test_an_order_whose_answer_is_garbage_or_never_comes_is_sent_again(
+    fake: FakeKube, one: AdminPod, two: AdminPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("warmup.ordering.LOOK_EACH_S", 0.1)
+    one.heat, one.residency = noted("one", m=1.0), resident("m")
+    two.heat, two.residency = noted("two"), resident()
+    wrong = ["garbage", "hang", "500"]
+
+    def spoil(path: str) -> None:
+        two.misbehaves = wrong[0] if path == "/hearth/v1/orders" and wrong else ""
+        if path == "/hearth/v1/orders" and wrong:
+            wrong.pop(0)
+
+    two.on_request = spoil
+    put_pod(fake, one.address, name="one")
+    put_pod(fake, two.address, name="two")
+    async with running(fake, pod_timeout_s=0.3, **BRISK) as controller:
+        await controller.until(lambda: not wrong)
+        await two.until_asked(5)
+        assert two.orders == [], "who refuses is left alone for a while"
+        wrong += ["garbage"]
+        monkeypatch.setattr("warmup.placement.AGAIN_S", 0.0)
+        monkeypatch.setattr("warmup.ordering.COMPARE_EACH_S", 0.1)
+        await controller.until(lambda: two.orders)
+        assert ordered(two)[0] == ("m", "asked on one, cold on two")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import gzip
 import secrets
 import time
@@ -20,6 +22,7 @@ from predictor.report import CopyReport, ModelReport, Residency, TierReport, War
 from tests.fakes.admin_pod import AdminPod
 from tests.fakes.kube import FakeKube, Fault
 from tests.warmup.controlling import NAMESPACE, Running, put_model, put_pod, put_pool, running, writes
+from tests.warmup.test_reconcile import Killed, Mortal
 from warmup.kept import MAX_DOCUMENT_BYTES, SET_ASIDE
 from warmup.memory import Memory, decode
 
@@ -359,6 +362,39 @@ async def test_a_pool_that_was_made_again_owns_documents_again(fake: FakeKube, o
 
         await controller.until(lambda: {owner("demand"), owner("hotset")} == {after["metadata"]["uid"]})
         assert names(fake) == ["m"]
+
+
+async def _story(fake: FakeKube, one: AdminPod, two: AdminPod) -> None:
+    """One pod comes and goes, then another; each was heard before it ends."""
+    one.heat, two.heat = noted("one", m=1.0), noted("two", m=1.0, n=5.0)
+    put_pod(fake, one.address, name="one")
+    await one.until_asked(2, "/hearth/v1/heat")
+    end_pod(fake, "one")
+    while "m" not in remembered_names(fake):  # noqa: ASYNC110 - what a pod tells a controller that dies then is lost with both
+        await asyncio.sleep(0.01)
+    remove_pod(fake, "one")
+    put_pod(fake, two.address, name="two")
+    await two.until_asked(2, "/hearth/v1/heat")
+    end_pod(fake, "two")
+    while "n" not in remembered_names(fake):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    remove_pod(fake, "two")
+
+
+@pytest.mark.parametrize("after", range(1, 7))
+async def test_a_controller_that_ends_after_any_write_is_succeeded_by_one_that_publishes_the_same(
+    fake: FakeKube, one: AdminPod, two: AdminPod, after: int
+) -> None:
+    mortal = Mortal(fake.client(NAMESPACE, timeout_s=2.0), after)
+    story = asyncio.create_task(_story(fake, one, two))
+    with contextlib.suppress(Killed):
+        async with running(fake, kube=mortal, **BRISK):  # type: ignore[arg-type]
+            dead = asyncio.create_task(mortal.dead.wait())
+            await asyncio.wait([story, dead], return_when=asyncio.FIRST_COMPLETED)
+            dead.cancel()
+    async with running(fake, identity="two", lease_name="second", **BRISK) as controller:
+        await story
+        await controller.until(lambda: rates(fake) == pytest.approx({"n": 5.0, "m": 2.0}, rel=0.02))
 
 
 # ---- orders ---------------------------------------------------------------------------------------------------

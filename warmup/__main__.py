@@ -128,13 +128,13 @@ def build(
     warming = Warming(
         kube,
         pools=lambda: list(state.pools.values()),
-        may_act=lambda: leader.is_leader() and world.synced,
+        may_act=lambda: leader.is_leader() and controller.viewed,
         announce=lambda tell: foresight.tell(tell),  # noqa: PLW0108 (it needs this object to be made)
         clock=time.time,
         pace=pace,
     )
     foresight = _foresight(settings, controller, warming)
-    warming.wishes, warming.retentions = foresight.wishes, foresight.retentions
+    warming.wishes, warming.retentions, warming.unsure = foresight.wishes, foresight.retentions, foresight.unsure
     summary.warmth, summary.outlooks = lambda: warming.states, foresight.told
     hot_sets = _hot_sets(settings, state, controller.parts)
     summary.hot_sets = hot_sets.shown
@@ -200,7 +200,7 @@ def _foresight(settings: ControllerSettings, controller: Controller, warming: Wa
             revision=warming.revision,
             created_s=parts.world.created_s,
         ),
-        may_act=lambda: parts.may_write() and parts.world.synced and warming.synced,
+        may_act=lambda: parts.may_write() and controller.viewed and warming.synced,
         remember=lambda pool: Kept(
             parts.kube, pool, WHAT, key=KEY, read=activity.decode, pause_s=KEPT_EACH_S, count=parts.announcer.count
         ),

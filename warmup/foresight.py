@@ -21,7 +21,7 @@ from warmup.activity import Activity, Seen, Watcher
 from warmup.ahead import Outlook, Retention
 from warmup.forecast import Forecast
 from warmup.history import History, pool_key
-from warmup.kube import KubeError
+from warmup.kube import Forbidden, KubeError
 from warmup.pods import Followed, PodRef
 from warmup.pools import Pool, Wishes
 from warmup.prewarm import Revision, Tell, Wish, allowed, asked, stronger
@@ -135,7 +135,10 @@ class Foresight:
     async def run(self) -> None:
         """Look once a second, until cancelled."""
         while True:
-            await self.tick()
+            try:
+                await self.tick()
+            except Exception:  # the root of a task: what is wrong with one pool's past must not end the controller
+                log.exception("looking ahead")
             await asyncio.sleep(TICK_S)
 
     async def close(self) -> None:
@@ -165,6 +168,11 @@ class Foresight:
                 seconds = ahead.retained_s(prospect.outlook.kept_s, revision.window_s)
                 found[revision.name] = Retention(name, seconds, _grounds(prospect.watcher.activity))
         return found
+
+    def unsure(self) -> set[str]:
+        """Revisions of pools that were not looked at yet, as after a restart: what they have is neither wanted nor unwanted."""
+        known = {name for name, prospect in self._prospects.items() if prospect.thought_s}
+        return {pool.revision for name, pool in self._scene.pools().items() if name not in known}
 
     def told(self, pool: str) -> list[str]:
         """How it stands, in sentences."""
@@ -196,6 +204,7 @@ class Foresight:
             self._prospects.clear()
             self._measure()
             return
+        now_s = self._clock()
         pools = {name: pool for name, pool in self._scene.pools().items() if pool.service}
         for name in self._prospects.keys() - pools.keys():
             del self._prospects[name]
@@ -210,6 +219,8 @@ class Foresight:
                 if str(error) != prospect.trouble:
                     log.warning("history of pool %s: %s", name, error)
                 prospect.trouble = str(error)
+                if isinstance(error, Forbidden) and not prospect.thought_s:
+                    prospect.thought_s = now_s  # that will not pass by itself: what `hearth warm` set must be released again
         self._measure()
 
     def happened(self, ref: PodRef, events: Iterable[Happened]) -> None:
@@ -237,8 +248,10 @@ class Foresight:
                 return
             prospect.again_s = now_s + LOAD_AGAIN_S
             found = await prospect.memory.load() or Activity()
+            known = {(noted.at_s, noted.what) for noted in self._history.of(pool_key(pool.name))}
             for note in found.notes:
-                self._history.own(pool_key(pool.name), note.what, note.text, note.at_s)
+                if (note.at_s, note.what) not in known:
+                    self._history.own(pool_key(pool.name), note.what, note.text, note.at_s)
             prospect.watcher = Watcher(found)
         watcher, revision = prospect.watcher, self._scene.revision(pool.revision)
         if revision is None:

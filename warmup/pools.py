@@ -214,6 +214,8 @@ def _knative_pool(name: str, item: Object) -> Pool:
 def _deployment_pool(name: str, item: Object) -> Pool:
     readiness, reason, message = _told(condition(item, "Available"))
     wishes, remark = _wishes(item, f"Deployment {name_of(item)}")
+    if wishes.calendar.entries:
+        remark = _sentences(remark, f"{WARM_AT} counts for nothing: a Deployment has the replicas that it says")
     pod = part(item, "spec", "template", "spec")
     return Pool(
         name,

@@ -10,7 +10,7 @@ Pure: nothing here reads, waits or looks at the clock. What carries it out is wa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Protocol
 
@@ -190,6 +190,7 @@ def decide(
     *,
     now_s: float,
     wishes: Mapping[str, Wish] | None = None,
+    unsure: Collection[str] = (),
 ) -> Decision:
     """Look at all that is, as if for the first time, and say what is missing.
 
@@ -199,11 +200,12 @@ def decide(
     efforts    by pool, from the last decision; {} after a start
     now_s      seconds since the epoch
     wishes     by pool, beside the pool's own: the one for most pods wins. One that is over counts for nothing
+    unsure     Revisions of which nobody knows yet what is wished of them: they are not released
     """
     actions: list[Action] = []
     remembered: dict[str, Effort] = {}
     states: dict[str, State] = {}
-    wanted: set[str] = set()
+    wanted: set[str] = set(unsure)
     for pool in pools:
         states[pool.name] = "off"
         wish = stronger(asked(pool), (wishes or {}).get(pool.name))

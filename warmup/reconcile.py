@@ -91,6 +91,8 @@ class Controller(Listener):
         self.state = state
         self.parts: Parts
         self.leading = False
+        self.viewed = False
+        """Whether the pools of ``state`` are those of the cluster: before, none of them is no pool."""
         self.on_happened: Callable[[PodRef, Collection[Happened]], None] = lambda _ref, _events: None
         """Who else is told what happened in pods: who measures their starts."""
         self.models_work = Work("model", self._model_pass, workers=MODEL_PASSES, on_done=self._done)
@@ -195,6 +197,7 @@ class Controller(Listener):
             return None
         before, self.state.pools = self.state.pools, self.parts.world.pools()
         self.parts.summary.pools = self.state.pools
+        self.viewed = True
         again: set[str] = set()
         for name in before.keys() | self.state.pools.keys():
             old, new = before.get(name), self.state.pools.get(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import aiohttp
@@ -88,6 +88,8 @@ class Warming:
         """By pool: pods that nobody asked for yet. Set by who looks ahead; so is ``retentions``."""
         self.retentions: Callable[[], Mapping[str, Retention]] = dict
         """By Revision; the last pods of those that are not in it stay for as long as Knative has them."""
+        self.unsure: Callable[[], Collection[str]] = tuple
+        """Revisions of which is not known yet what is wished of them: nothing is taken back from them."""
         self._kube = kube
         self._pools = pools
         self._may_act = may_act
@@ -120,7 +122,8 @@ class Warming:
             self._efforts, self.states = {}, {}
             return
         seen, now_s = self.seen(), self._clock()
-        decision = prewarm.decide(self._pools(), seen, self._efforts, now_s=now_s, wishes=self.wishes())
+        unsure, wishes = self.unsure(), self.wishes()
+        decision = prewarm.decide(self._pools(), seen, self._efforts, now_s=now_s, wishes=wishes, unsure=unsure)
         self._efforts, self.states = decision.efforts, decision.states
         for action in decision.actions:
             if not self._may_act():
@@ -132,9 +135,9 @@ class Warming:
             else:
                 log.info("%s", action.message)
                 await self._announce(action)
-        patched = {action.revision for action in decision.actions if isinstance(action, Patch)}
+        let_be = {action.revision for action in decision.actions if isinstance(action, Patch)} | set(unsure)
         self._moved_s = {name: moved_s for name, moved_s in self._moved_s.items() if name in seen}
-        await self._retain([revision for name, revision in seen.items() if name not in patched], now_s)
+        await self._retain([revision for name, revision in seen.items() if name not in let_be], now_s)
 
     async def _retain(self, revisions: list[Revision], now_s: float) -> None:
         """Set how long last pods stay. A Revision that was patched just now has another version: it is looked at next time."""

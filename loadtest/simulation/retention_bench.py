@@ -59,7 +59,16 @@ class Row:
         return [str(self.size), f"{self.costs_s:.0f}", str(self.pools), *(f"{one:.3f}" for one in told)]
 
 
-HEADINGS: Final = ("functions", "cold start costs, s", "pools", "keep_s", "break-even", "one fixed time", "mean of pools", "worst")
+HEADINGS: Final = (
+    "functions",
+    "cold start costs, s",
+    "pools",
+    "keep_s",
+    "break-even",
+    "one fixed time",
+    "mean of pools",
+    "worst",
+)
 """The ratios are to the best fixed time of each pool in hindsight; all but the last two of sums over all pools."""
 
 

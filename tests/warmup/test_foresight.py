@@ -18,7 +18,7 @@ from warmup.activity import Activity
 from warmup.forecast import SLOT_S, SLOTS_A_DAY, Slots, slot_of
 from warmup.foresight import LOAD_AGAIN_S, SAVE_S, THINK_S, Bounds, Foresight, Scene
 from warmup.history import History, pool_key
-from warmup.kube import KubeError
+from warmup.kube import Forbidden, KubeError
 from warmup.pods import Followed, PodRef
 from warmup.pools import Owner, Pool, Wishes
 from warmup.prewarm import MARK, MIN_SCALE, Revision, Tell
@@ -38,6 +38,7 @@ class Memory:
     pool: Pool
     stands: bytes = b""
     fails: int = 0
+    error: type[KubeError] = KubeError
     reads: int = 0
 
     async def load(self) -> Activity | None:
@@ -54,7 +55,7 @@ class Memory:
     def _fail(self) -> None:
         if self.fails:
             self.fails -= 1
-            raise KubeError("the API server is away")
+            raise self.error("the API server is away")
 
 
 @dataclass
@@ -280,6 +281,33 @@ async def test_who_does_not_lead_looks_at_nothing_and_begins_with_what_is_kept()
     await world.tick()
     assert not world.foresight.wishes()
     assert "wanted_pods{" not in world.metrics()
+
+
+async def test_before_the_first_look_nothing_is_known_of_a_pools_revision() -> None:
+    world = World(memory=Memory(GPU, fails=1))
+    assert world.foresight.unsure() == {"r1"}
+    await world.tick()
+    assert world.foresight.unsure() == {"r1"}, "its past could not be read"
+    await world.tick(LOAD_AGAIN_S)
+    assert not world.foresight.unsure()
+
+
+async def test_a_past_that_may_not_be_read_holds_nothing_up() -> None:
+    world = World(memory=Memory(GPU, fails=1000, error=Forbidden))
+    await world.tick()
+    assert not world.foresight.unsure()
+    assert not world.foresight.wishes()
+
+
+async def test_what_was_kept_is_not_told_twice_by_a_controller_that_leads_again() -> None:
+    world = World(pool=replace(GPU, wishes=NINE))
+    await world.tick()
+    await world.tick(SAVE_S)
+    world.leads = False
+    await world.tick()
+    world.leads = True
+    await world.tick()
+    assert len(world.history.of(pool_key("gpu"))) == 1
 
 
 async def test_what_stands_is_told_in_sentences() -> None:

@@ -348,6 +348,19 @@ async def test_a_wish_of_the_calendar_is_carried_out_and_released(cluster: Clust
     assert cluster.annotations("r1") == {MIN_SCALE: "0", "mine": "1"}
 
 
+async def test_of_a_revision_of_which_nothing_is_known_yet_nothing_is_taken_back(cluster: Cluster) -> None:
+    given = {MIN_SCALE: "1", MARK: "true", ahead.RETENTION: "100s", ahead.RETAINED: "100s"}
+    cluster.revision("r1", given)
+    cluster.pools = [NO_WISH]
+    cluster.warming.unsure = lambda: {"r1"}
+    await cluster.tick()
+    assert cluster.annotations("r1") == given
+    cluster.warming.unsure = tuple
+    await cluster.tick()
+    await cluster.tick()
+    assert cluster.annotations("r1") == {}
+
+
 async def test_it_runs_until_it_is_cancelled(cluster: Cluster) -> None:
     task = asyncio.create_task(cluster.warming.run())
     await cluster.fake.until_asked("patch", "revisions")

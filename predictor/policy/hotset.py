@@ -76,10 +76,10 @@ def merged(heats: Iterable[Heat], now_s: float, limit: int = MAX_MODELS) -> list
     measured: dict[Key, tuple[float, int]] = {}
     for heat in counted(heats):
         for one in heat.models:
-            key = (one.name, one.version)
-            demand.add(key, one.fast, one.slow, heat.at_s, [heat.at_s - ago_s for ago_s in one.visits])
-            load_s, size_bytes = measured.get(key, (0.0, 0))
-            measured[key] = load_s or one.load_s, size_bytes or one.size_bytes
+            model = (one.name, one.version)
+            demand.add(model, one.fast, one.slow, heat.at_s, [heat.at_s - ago_s for ago_s in one.visits])
+            load_s, size_bytes = measured.get(model, (0.0, 0))
+            measured[model] = load_s or one.load_s, size_bytes or one.size_bytes
     found = []
     for key, fast, slow in demand.rates(now_s):
         assert isinstance(key, tuple), f"noted above: {key!r}"

@@ -112,6 +112,10 @@ class Ledger:
         """Whether the model has a copy anywhere, or somebody waits for one."""
         return ref in self.books.needs
 
+    def is_awaited(self, ref: ModelRef) -> bool:
+        """Whether a request waits for the model."""
+        return ref in self._waiting
+
     def is_background(self, ref: ModelRef, place: Place) -> bool:
         """Whether the transfer into ``place`` serves nobody who waits."""
         copy = self.books.at(ref, place)

@@ -18,7 +18,8 @@ from predictor.policy.demand import Demand
 from predictor.policy.ledger import Ledger
 from predictor.policy.residency import RAM, Place
 from predictor.repository import Source
-from predictor.rollout import AGAIN_S, SCOPE_TIMEOUT_S, Rollout
+from predictor.rollout import SCOPE_TIMEOUT_S, Rollout
+from predictor.routes import AGAIN_S
 from predictor.telemetry import Telemetry, Timeline
 from tests.fakes.memory import MemoryStore
 from tests.fakes.profiles import HEADROOM_BYTES, KnownProfiles

@@ -24,6 +24,7 @@ from predictor.telemetry import Telemetry, Timeline
 from predictor.tiers.device import Placement
 from predictor.tiers.disk_files import DiskFault, Fault
 from predictor.wire import Peak, Tensor
+from predictor.wishes import Wish
 from tests.fakes.jobs import compute
 from tests.fakes.profiles import at_once, disk_bytes
 from tests.fakes.tiers import Delay, FakeDevice, FakeDisk, FakeRam
@@ -162,7 +163,7 @@ class World:
             match draw.randrange(4):
                 case 0:
                     with contextlib.suppress(HearthError):
-                        self.cache.preload(spec)
+                        self.cache.preload(spec, Wish("a test"))
                 case 1:
                     async with asyncio.timeout(600.0):
                         await self.cache.unload(spec.ref.name)

@@ -85,6 +85,7 @@ class Keeping:
     _absorbed: dict[str, str] = field(default_factory=dict)  # pod → key of its object
     _written_s: float | None = None
     _damaged: set[str] = field(default_factory=set)
+    _told: set[str] = field(default_factory=set)
 
     # ---- at the start ----------------------------------------------------------------------------------------
 
@@ -98,10 +99,11 @@ class Keeping:
             return Found()
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
-                return Found(await self._kept(self.store), "state prefix")
+                models = await self._kept(self.store)
         except (HearthError, TimeoutError) as error:
             self._complain("read", error)
             return Found()
+        return Found(models, "state prefix" if models else "")
 
     def _mounted(self) -> HotSet | None:
         assert self.folder is not None
@@ -228,11 +230,13 @@ class Keeping:
         if self.trouble:
             log.info("demand is kept in the state prefix again")
         self.trouble = ""
+        self._told.clear()
         return True
 
     def _complain(self, what: str, error: Exception) -> None:
-        trouble = f"demand cannot be {what} (HEARTH_STATE): {error or 'it takes too long'}"
-        if not self.trouble:
+        trouble = f"demand cannot be {what} (HEARTH_STATE): {str(error) or 'it takes too long'}"
+        if what not in self._told:
+            self._told.add(what)
             log.warning("%s; what is served does not depend on it", trouble)
         self.trouble = trouble
 

@@ -68,8 +68,10 @@ class Wishes:
         books = self._ledger.books
         if books.above(ref) or self._ledger.is_awaited(ref):
             return "loaded"
-        copy = books.at(ref, RAM)
-        if copy is not None and copy.state is not State.DRAINING:
-            return "loaded" if wish.tier is Tier.RAM else "ram"
-        history = self._chronicle.get(ref)
-        return "failed" if history is not None and history.failure is not None else "skipped"
+        copy, history = books.at(ref, RAM), self._chronicle.get(ref)
+        in_ram = copy is not None and copy.state is not State.DRAINING
+        if in_ram and wish.tier is Tier.RAM:
+            return "loaded"
+        if history is not None and history.failure is not None:
+            return "failed"
+        return "ram" if in_ram else "skipped"

@@ -163,7 +163,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         max_queued=settings.max_queued_per_model,
     )
     rollout, declarations = _declared(settings, catalogue, cache, stores)
-    keeping, wakeup = _warm(settings, rollout, cache, stores)
+    keeping, wakeup = _warm(settings, rollout, cache, stores, cores=booted.cores)
     pod = Pod(
         settings=settings,
         name=keeping.pod,
@@ -183,7 +183,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     return Parts(pod, stores, ram, disk, profiles, catalogue, rollout, declarations, keeping, wakeup, workers)
 
 
-def _warm(settings: Settings, rollout: Rollout, cache: Cache, stores: Stores) -> tuple[Keeping, WakeUp]:
+def _warm(settings: Settings, rollout: Rollout, cache: Cache, stores: Stores, *, cores: int) -> tuple[Keeping, WakeUp]:
     """What outlives the pod, and what is loaded for that."""
     keeping = Keeping(
         remembered=cache.remembered,
@@ -193,7 +193,7 @@ def _warm(settings: Settings, rollout: Rollout, cache: Cache, stores: Stores) ->
         store=stores.at(settings.state_bucket) if settings.state else None,
         prefix=settings.state_prefix,
     )
-    return keeping, WakeUp(cache, rollout, keeping.read, lambda: keeping.trouble)
+    return keeping, WakeUp(cache, rollout, keeping.read, cores, lambda: keeping.trouble)
 
 
 def _declared(settings: Settings, catalogue: Catalogue, cache: Cache, stores: Stores) -> tuple[Rollout, Declarations]:

@@ -92,7 +92,9 @@ def test_a_mounted_hot_set_is_loaded_by_value_and_nothing_of_it_is_told_as_the_p
         told = warm_up(server)
         assert (told["source"], told["wanted"], told["loaded"], told["failed"]) == ("mounted", 5, 4, 1)
         fetched = [received.key for received in s3.received if received.key.endswith("/model.safetensors")]
-        assert fetched == [f"{BUCKET}/models/{name}/1/model.safetensors" for name in NAMES]
+        order = [key.split("/")[2] for key in fetched]
+        assert set(order) == set(NAMES)
+        assert order.index("torch-3") >= 2, "two are fetched at a time, the hottest first"
         assert server.admin.get("/hearth/v1/heat").json()["models"] == []
         assert server.infer("torch-1").status_code == 200
         (own,) = server.admin.get("/hearth/v1/heat").json()["models"]

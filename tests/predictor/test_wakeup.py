@@ -60,7 +60,9 @@ class Catalogue:
 class Waking:
     """A pod's wake-up, running."""
 
-    def __init__(self, rig: Rig, found: Found, *specs: ModelSpec, look_up_s: float = 0.1, read_s: float = 0.0) -> None:
+    def __init__(
+        self, rig: Rig, found: Found, *specs: ModelSpec, look_up_s: float = 0.1, read_s: float = 0.0, cores: int = 4
+    ) -> None:
         self.rig = rig
         self.catalogue = Catalogue(*specs, look_up_s=look_up_s)
 
@@ -69,7 +71,9 @@ class Waking:
             rig.cache.remembered.restore(found.models, rig.cache.wall_clock(), own=False)
             return found
 
-        self.wakeup = WakeUp(rig.cache, self.catalogue, read, lambda: "", lambda: 1000.0 + asyncio.get_running_loop().time())
+        self.wakeup = WakeUp(
+            rig.cache, self.catalogue, read, cores, wall_clock=lambda: 1000.0 + asyncio.get_running_loop().time()
+        )
         self.task = asyncio.create_task(self.wakeup.run())
 
     async def until_done(self) -> None:
@@ -106,6 +110,21 @@ async def test_nothing_is_built_before_the_first_request_or_the_end_of_the_grace
     assert (waking.here(RAM), waking.here()) == ({"a", "b"}, set())
     await asyncio.sleep(5.0)
     assert waking.here() == {"a", "b"}
+
+
+async def test_where_cores_are_few_nothing_is_fetched_either_until_the_first_request_has_its_model() -> None:
+    rig = Rig()
+    waking = Waking(rig, hot(*"ab"), *map(model, "abc"), cores=2)
+    await asyncio.sleep(1.0)
+    assert await rig.ask(model("c")) == "s3"
+    assert list(rig.ram.fetched) == ["c"]
+    await waking.until_done()
+    assert built(rig) == ["c", "a", "b"]
+    unasked = Waking(idle := Rig(), hot("a"), model("a"), cores=2)
+    await asyncio.sleep(GRACE_S - 0.1)
+    assert not idle.ram.fetched
+    await unasked.until_done()
+    assert unasked.here() == {"a"}
 
 
 async def test_the_first_request_is_served_before_anything_is_built_and_ends_the_grace() -> None:

@@ -162,6 +162,8 @@ class World:
             spec = draw.choice(self.specs)
             match draw.randrange(4):
                 case 0:
+                    rate = draw.choice((0.0, 0.01, 1.0))
+                    self.ledger.demand.add(spec.ref, rate, rate, self.cache.clock())
                     with contextlib.suppress(HearthError):
                         self.cache.preload(spec, Wish("a test"))
                 case 1:

@@ -17,14 +17,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from predictor import heat
 from predictor.errors import HearthError, InvalidModel, ObjectChanged
-from predictor.heat import HOTSET_FILE, Document, Heat, HotSet, Warmth
+from predictor.heat import HOTSET_FILE, MAX_MODELS, Document, Heat, HotSet, Warmth
 from predictor.policy.hotset import counted, merged
 from predictor.remembered import Remembered
 from predictor.tiers.store import ObjectInfo, StateStore
@@ -93,8 +93,7 @@ class Keeping:
         """Find the hot set, and let the pod's demand begin with it."""
         mounted = await asyncio.to_thread(self._mounted) if self.folder is not None else None
         if mounted is not None:
-            self.remembered.restore(mounted.models, mounted.at_s, own=False)
-            return Found(mounted.models, "mounted")
+            return Found(self._published(mounted), "mounted")
         if self.store is None:
             return Found()
         try:
@@ -123,17 +122,23 @@ class Keeping:
         raw = await self._read(store, key)
         published = self._decoded(key, raw, HotSet) if raw is not None else None
         if published is not None and self.wall_clock() - published.at_s < OLD_S:
-            self.remembered.restore(published.models, published.at_s, own=False)
-            return published.models
+            return self._published(published)
         now_s = self.wall_clock()
         heats, ended = await self._heats(store)
+        left: set[str] = set()
         if self.folder is None:
             running = {taken for told in counted(heats) if told.pod not in ended for taken in told.absorbed}
-            left = [told for told in heats if told.pod in ended and told.pod not in running]
-            self._absorbed = {told.pod: self._key(told.pod) for told in left}
-        others, absorbed, models = await asyncio.to_thread(_split, heats, self._absorbed, now_s)
+            left = {told.pod for told in heats if told.pod in ended and told.pod not in running}
+        others, ours, models = await asyncio.to_thread(_split, heats, left, now_s)
+        # From here on without a wait: a pod that is stopped in between would delete what it has not taken over.
         self.remembered.restore(others, now_s, own=False)
-        self.remembered.restore(absorbed, now_s, own=True)
+        self.remembered.restore(ours, now_s, own=True)
+        self._absorbed = {pod: self._key(pod) for pod in left}
+        return models
+
+    def _published(self, hot: HotSet) -> tuple[Warmth, ...]:
+        models = hot.models[:MAX_MODELS]
+        self.remembered.restore(models, hot.at_s, own=False)
         return models
 
     async def _heats(self, store: StateStore) -> tuple[list[Heat], set[str]]:
@@ -245,11 +250,10 @@ class Keeping:
 
 
 def _split(
-    heats: Iterable[Heat], absorbed: Iterable[str], now_s: float
+    heats: Iterable[Heat], taken: Collection[str], now_s: float
 ) -> tuple[list[Warmth], list[Warmth], tuple[Warmth, ...]]:
     """What others tell yet, what this pod tells from now on, and all of it by value; in a thread."""
     kept = counted(heats)
-    taken = frozenset(absorbed)
     ours = [told for told in kept if told.pod in taken]
     others = [told for told in kept if told.pod not in taken]
     return merged(others, now_s), merged(ours, now_s), tuple(merged(kept, now_s))

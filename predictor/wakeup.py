@@ -19,7 +19,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from predictor.cache import Cache
-from predictor.errors import HearthError, MalformedRequest
+from predictor.errors import HearthError, MalformedRequest, Unavailable
 from predictor.keeping import Found
 from predictor.model import ModelSpec, Tier
 from predictor.policy.hotset import Key
@@ -38,6 +38,9 @@ first answer 0.3 s later (1.3 s without). There the hot set waits for the first 
 
 LOOK_UPS: Final = 4
 """Models looked up ahead of their turn: half of what the store answers at once, so that a request's own never waits."""
+
+LOOK_UP_TIMEOUT_S: Final = 30.0
+"""One that is still being uploaded, or whose credentials have not come, is not waited for any longer."""
 
 QUEUED: Final = 64
 """Loads queued in the ledger, which walks through them at every event."""
@@ -137,8 +140,11 @@ class WakeUp:
 
     async def run(self) -> None:
         """Load the hot set, then what is ordered, for ever."""
-        found = await self.read()
-        cache = self.cache
+        cache, found = self.cache, Found()
+        try:
+            found = await self.read()
+        except Exception:  # a task's root: a pod without a hot set takes orders all the same
+            log.exception("the hot set cannot be read")
         for ref in {copy.ref for copy in cache.ledger.copies()} | {*cache.ledger.books.needs}:
             cache.remembered.claim(ref)  # those that were there before their demand was known
         if found.models:
@@ -173,25 +179,32 @@ class WakeUp:
             return None
         while self.cache.waiting:  # noqa: ASYNC110 (who waits changes with every request: an event would ring too often)
             await asyncio.sleep(PAUSE_S)
-        return (self._orders or self._hot).popleft()
+        queue = self._orders or self._hot
+        return queue.popleft() if queue else None  # the rest of the hot set may have been given up meanwhile
 
     async def _found(self, wanted: Wanted) -> ModelSpec | HearthError:
+        try:
+            async with asyncio.timeout(LOOK_UP_TIMEOUT_S):
+                return await self._served(wanted)
+        except HearthError as error:
+            return error
+        except TimeoutError:
+            return Unavailable(f"model {wanted.name} could not be looked up within {LOOK_UP_TIMEOUT_S:g} s")
+
+    async def _served(self, wanted: Wanted) -> ModelSpec:
         """Which version of it is served now.
 
         The hot set is older than the pod. A version of it that is not the one served by default is meant where both are in
         it; else the one served now was published since, and takes over its demand.
         """
-        try:
-            spec = await self.catalogue.settled(wanted.name, None)
-            served = spec.ref.version
-            if wanted.version in {0, served}:
-                return spec
-            if wanted.hot and (wanted.name, served) not in self._keys:
-                self.cache.remembered.claim(spec.ref, (wanted.name, wanted.version))
-                return spec
-            return await self.catalogue.settled(wanted.name, wanted.version)
-        except HearthError as error:
-            return error
+        spec = await self.catalogue.settled(wanted.name, None)
+        served = spec.ref.version
+        if wanted.version in {0, served}:
+            return spec
+        if wanted.hot and (wanted.name, served) not in self._keys:
+            self.cache.remembered.claim(spec.ref, (wanted.name, wanted.version))
+            return spec
+        return await self.catalogue.settled(wanted.name, wanted.version)
 
     async def _bring(self, wanted: Wanted, found: ModelSpec | HearthError) -> None:
         while len(self.cache.wishes) >= QUEUED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -39,6 +40,7 @@ class Catalogue:
         self.specs = specs
         self.look_up_s = look_up_s
         self.fails: dict[str, HearthError] = {}
+        self.slow: dict[str, float] = {}
         self.looked_up: Counter[str] = Counter()
         self.at_once = 0
         self.most_at_once = 0
@@ -47,8 +49,10 @@ class Catalogue:
         self.looked_up[name] += 1
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
-        await asyncio.sleep(self.look_up_s)
-        self.at_once -= 1
+        try:
+            await asyncio.sleep(self.slow.get(name, self.look_up_s))
+        finally:
+            self.at_once -= 1
         if name in self.fails:
             raise self.fails[name]
         found = [spec for spec in self.specs if spec.ref.name == name and version in {None, spec.ref.version}]
@@ -58,21 +62,32 @@ class Catalogue:
 
 
 class Waking:
-    """A pod's wake-up, running."""
+    """A pod's wake-up, running. ``read``: finds the hot set instead of ``found``."""
 
     def __init__(
-        self, rig: Rig, found: Found, *specs: ModelSpec, look_up_s: float = 0.1, read_s: float = 0.0, cores: int = 4
+        self,
+        rig: Rig,
+        found: Found,
+        *specs: ModelSpec,
+        look_up_s: float = 0.1,
+        read_s: float = 0.0,
+        cores: int = 4,
+        read: Callable[[], Awaitable[Found]] | None = None,
     ) -> None:
         self.rig = rig
         self.catalogue = Catalogue(*specs, look_up_s=look_up_s)
 
-        async def read() -> Found:
+        async def found_late() -> Found:
             await asyncio.sleep(read_s)
             rig.cache.remembered.restore(found.models, rig.cache.wall_clock(), own=False)
             return found
 
         self.wakeup = WakeUp(
-            rig.cache, self.catalogue, read, cores, wall_clock=lambda: 1000.0 + asyncio.get_running_loop().time()
+            rig.cache,
+            self.catalogue,
+            read or found_late,
+            cores,
+            wall_clock=lambda: 1000.0 + asyncio.get_running_loop().time(),
         )
         self.task = asyncio.create_task(self.wakeup.run())
 
@@ -119,7 +134,7 @@ async def test_where_cores_are_few_nothing_is_fetched_either_until_the_first_req
     assert await rig.ask(model("c")) == "s3"
     assert list(rig.ram.fetched) == ["c"]
     await waking.until_done()
-    assert built(rig) == ["c", "a", "b"]
+    assert list(rig.ram.fetched) == ["c", "a", "b"]
     unasked = Waking(idle := Rig(), hot("a"), model("a"), cores=2)
     await asyncio.sleep(GRACE_S - 0.1)
     assert not idle.ram.fetched
@@ -134,7 +149,7 @@ async def test_the_first_request_is_served_before_anything_is_built_and_ends_the
     assert await rig.ask(model("c")) == "s3"
     assert asyncio.get_running_loop().time() < GRACE_S
     await waking.until_done()
-    assert built(rig) == ["c", "a", "b"]
+    assert built(rig)[0] == "c"
 
 
 async def test_while_somebody_waits_nothing_is_looked_up_and_nothing_begins() -> None:
@@ -170,6 +185,28 @@ async def test_a_model_that_is_gone_or_cannot_be_loaded_is_passed_over() -> None
     assert waking.here() == {"a", "d"}
     report = waking.wakeup.report()
     assert (report.loaded, report.failed) == (2, 3)
+
+
+async def test_a_look_up_that_hangs_holds_up_the_others_for_a_while_only() -> None:
+    rig = Rig()
+    waking = Waking(rig, hot(*"ab"), *map(model, "ab"))
+    waking.catalogue.slow["a"] = HOUR_S
+    await waking.until_done()
+    assert waking.here() == {"b"}
+    assert waking.wakeup.report().failed == 1
+
+
+async def test_a_hot_set_that_cannot_be_read_for_our_own_mistake_stops_no_orders(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig()
+
+    async def read() -> Found:
+        raise AssertionError("ours")
+
+    waking = Waking(rig, Found(), model("a"), read=read)
+    waking.wakeup.take(Orders((Order(1, "a"),)))
+    await waking.until_done()
+    assert waking.here() == {"a"}
+    assert "the hot set cannot be read" in caplog.text
 
 
 async def test_what_a_request_brought_first_counts_as_loaded() -> None:

@@ -75,9 +75,10 @@ def merged(heats: Iterable[Heat], now_s: float, limit: int = MAX_MODELS) -> list
     demand = Demand()
     measured: dict[Key, tuple[float, int]] = {}
     for heat in counted(heats):
+        at_s = min(heat.at_s, now_s)  # a pod whose clock is ahead must not make the others' demand old
         for one in heat.models:
             model = (one.name, one.version)
-            demand.add(model, one.fast, one.slow, heat.at_s, [heat.at_s - ago_s for ago_s in one.visits])
+            demand.add(model, one.fast, one.slow, at_s, [at_s - ago_s for ago_s in one.visits])
             load_s, size_bytes = measured.get(model, (0.0, 0))
             measured[model] = load_s or one.load_s, size_bytes or one.size_bytes
     found = []

@@ -66,6 +66,12 @@ def test_demand_of_two_pods_adds_up_at_one_moment() -> None:
     assert a.visits == (1860, 1800)
 
 
+def test_a_pod_whose_clock_is_ahead_takes_nothing_from_the_others() -> None:
+    ahead, right = Heat("p", 1e9, (Warmth("a", 1, 1.0, 1.0),)), Heat("q", 0.0, (Warmth("a", 1, 1.0, 1.0),))
+    (a,) = merged([ahead, right], 0.0)
+    assert (a.fast, a.slow) == (2.0, 2.0)
+
+
 def test_of_one_pod_the_last_document_counts_and_a_final_one_is_the_last() -> None:
     old, new, final = Heat("p", 1.0), Heat("p", 9.0), Heat("p", 8.0, final=True)
     assert counted([old, new]) == (new,)

@@ -261,16 +261,14 @@ class HotSets:
         if of.hot_version == of.demand.version or (of.published.due_s > 0 and not at_once):
             return
         now_s, version = self._clock(), of.demand.version
-        hot = hot_set(of.published.pool.name, await of.warmth(now_s), of.models_at_s)
+        models = await of.warmth(now_s)
+        hot = await asyncio.to_thread(hot_set, of.published.pool.name, models, of.models_at_s)
         if of.hot is None and not (hot.models or of.published.trouble):
             return
         if of.hot is not None and not differ(of.hot, hot, share=0.01 if at_once else memory.DIFFERS):
             of.hot_version = version
             return
-        document = heat.encode(hot)
-        while len(document) > MAX_DOCUMENT_BYTES:  # long names: the least valuable are left out
-            hot = msgspec.structs.replace(hot, models=hot.models[: len(hot.models) * MAX_DOCUMENT_BYTES // len(document) - 1])
-            document = heat.encode(hot)
+        hot, document = await asyncio.to_thread(_fitting, hot)
         if await of.published.write(document, self._may_act, at_once=at_once):
             of.hot, of.hot_version = hot, version
             of.shown = Shown(len(hot.models), len(document), hot.at_s)
@@ -280,7 +278,7 @@ class HotSets:
             return
         version, lines = of.demand.version, MAX_MODELS
         while True:
-            document = memory.encode(of.demand.memory(self._clock(), lines))
+            document = await asyncio.to_thread(_document, of.demand, self._clock(), lines)
             try:
                 if await of.kept.write(document, self._may_act, at_once=at_once):
                     of.kept_version = version
@@ -294,6 +292,19 @@ class HotSets:
     def _done(self, _: str, outcome: str, seconds: float) -> None:
         self._telemetry.counter("hearth_controller_passes_total", "hot set", outcome).inc()
         self._telemetry.histogram("hearth_controller_pass_seconds", "hot set").observe(seconds)
+
+
+def _fitting(hot: HotSet) -> tuple[HotSet, bytes]:
+    """As much of it as one object takes: where names are long, the least valuable are left out."""
+    document = heat.encode(hot)
+    while len(document) > MAX_DOCUMENT_BYTES:
+        hot = msgspec.structs.replace(hot, models=hot.models[: len(hot.models) * MAX_DOCUMENT_BYTES // len(document) - 1])
+        document = heat.encode(hot)
+    return hot, document
+
+
+def _document(demand: PoolDemand, now_s: float, lines: int) -> bytes:
+    return memory.encode(demand.memory(now_s, lines))
 
 
 def _hot_set(raw: bytes) -> HotSet:

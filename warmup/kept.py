@@ -119,7 +119,7 @@ class Kept(Generic[T]):
             return True
         if not may_write() or (self.due_s > 0 and not at_once):
             return False
-        body = self._body(document)
+        body = await asyncio.to_thread(self._body, document)
         for _ in range(_WRITES):
             if not may_write():
                 return False

@@ -16,7 +16,7 @@ from predictor import human
 
 if TYPE_CHECKING:
     from predictor.client import AdminClient
-    from predictor.report import CopyReport, ModelReport, Residency
+    from predictor.report import CopyReport, ModelReport, Residency, WarmUp
     from warmup.cluster import Place
 
 STATES: Final = {"ready": "", "filling": "loading", "draining": "unloading"}
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("-o", "--output", choices=("table", "json"), default="table", help="[%(default)s]")
     models.set_defaults(run=_models)
 
-    why = commands.add_parser("why", help="what happened to a model: loads, drops and their reasons")
+    why = commands.add_parser("why", help="what happened to a model, in a cluster also to a pool: loads, drops, reasons")
     why.add_argument("name", metavar="NAME")
     _add_address(why)
     _add_cluster(why)
@@ -323,7 +323,7 @@ def _print_residency(residency: Residency, *, wide: bool) -> None:
         _print_columns(rows)
     print()
     _print_columns(tier_rows(residency))
-    print("\n".join(["", pod_line(residency), *alarm_lines(residency)]))
+    print("\n".join(["", pod_line(residency), *warm_lines(residency.warm_up), *alarm_lines(residency)]))
 
 
 def model_rows(residency: Residency, *, wide: bool = False) -> list[list[str]]:
@@ -380,6 +380,13 @@ def pod_line(residency: Residency) -> str:
         f"{residency.pod}: up {human.span(residency.up_s)}, {residency.in_flight} in flight, {residency.waiting} waiting, "
         f"{residency.loads} loads, {residency.drops} drops"
     )
+
+
+def warm_lines(warm_up: WarmUp) -> list[str]:
+    """How far the pod is with its hot set; nothing where it has none."""
+    came = f"{warm_up.loaded} of {warm_up.wanted} loaded, {warm_up.skipped} found no room, {warm_up.failed} failed"
+    lines = [f"hot set ({warm_up.source or 'orders'}): {came}, {warm_up.state}"] if warm_up.wanted else []
+    return [*lines, *([f"warning: {warm_up.trouble}"] if warm_up.trouble else [])]
 
 
 def _recency(model: ModelReport) -> tuple[float, str, int]:

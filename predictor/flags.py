@@ -55,6 +55,8 @@ SERVE_FLAGS: Final = (
     Flag("min_residency_s", float, "SECONDS"),
     Flag("idle_ttl_s", float, "SECONDS"),
     Flag("tenant_floors", str, "NAME=SHARE,..."),
+    Flag("state", str, "S3_URL"),
+    Flag("pool", str, "NAME"),
     Flag("namespace", str, "NAME"),
     Flag("pod", str, "NAME"),
     Flag("hold_timeout_s", float, "SECONDS"),

@@ -97,6 +97,20 @@ class Demand:
         rate = self._rates.get(key)
         return rate.visits if rate is not None else ()
 
+    @property
+    def latest_s(self) -> float:
+        """The second in which something was noted or added last; -inf: never."""
+        return self._tick_s
+
+    def keys(self) -> list[Hashable]:
+        """Every key, in a list of its own: 1 ms for 100,000, where their rates take 70."""
+        return list(self._rates)
+
+    def at(self, key: Hashable, now_s: float) -> tuple[float, float]:
+        """Both rates of one key at ``now_s``."""
+        rate = self._rates.get(key)
+        return rate.at(now_s) if rate is not None else (0.0, 0.0)
+
     def rates(self, now_s: float) -> Iterator[tuple[Hashable, float, float]]:
         """Every key with both its rates at ``now_s``, to be added elsewhere; in no order that means anything."""
         for key, rate in self._rates.items():

@@ -175,7 +175,8 @@ def parsed_s(duration: str) -> float | None:
 def _dated(window: calendar.Window, now_s: float) -> Wish:
     begins = "" if window.begins_s <= now_s else f", which begins in {window.begins_s - now_s:.0f} s"
     why = f"{calendar.WARM_AT}: {window.entry.text}{begins}"
-    return Wish(window.pods, window.until_s, "calendar", why, f"calendar {window.begins_s:.0f} {window.entry.text}")
+    # Without its moment: an entry of every ten minutes that lasts for an hour is one wish, not one after the other.
+    return Wish(window.pods, window.until_s, "calendar", why, f"calendar {window.entry.text}")
 
 
 def _has_moved(seconds: int, before_s: float | None) -> bool:

@@ -144,6 +144,13 @@ async def test_a_window_of_the_calendar_is_wished_told_once_and_its_end_too() ->
     assert "wanted_pods{" not in world.metrics()
 
 
+async def test_an_entry_that_goes_on_and_on_is_told_once() -> None:
+    world = World(pool=replace(GPU, wishes=Wishes(calendar=calendar.parse("*/10 * * * * for 1h"))))
+    for _ in range(20):
+        await world.tick(600)
+    assert world.reasons() == ["PodsAhead"]
+
+
 async def test_a_new_calendar_counts_at_once() -> None:
     world = World()
     await world.tick()

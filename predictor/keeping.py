@@ -2,7 +2,7 @@
 
     <HEARTH_DECLARED_PATH>/hotset.json          mounted: a controller publishes it
     <HEARTH_STATE>/<pool>/hotset.json           the same as an object
-    <HEARTH_STATE>/<pool>/heat/<pod>.json       what each pod noted: every 30 s, and when it ends
+    <HEARTH_STATE>/<pool>/heat/<pod>.json       what each pod noted: every 30 s if it changed, and when it ends
 
 The first that can be read counts. Without a controller a pod takes over what ended pods left: it adds their demand to its own,
 says so in its own object, and deletes theirs. Two that start at once may both take over the same one, which then counts twice
@@ -38,8 +38,11 @@ WRITE_TIMEOUT_S: Final = 10.0
 END_TIMEOUT_S: Final = 3.0
 READ_TIMEOUT_S: Final = 30.0
 
+RENEW_S: Final = 240.0
+"""A pod that nobody asks any more writes its object again after so long, so that nobody takes it for one that ended."""
+
 ENDED_S: Final = 600.0
-"""Of a pod whose object is older, twenty times the time between two, nothing more will come."""
+"""Of a pod whose object is older nothing more will come: it has missed two renewals."""
 
 OLD_S: Final = 7 * 24 * 3600.0
 """Older objects are deleted unread: of a request there is a hundredth left by then (policy/demand.py)."""
@@ -83,7 +86,8 @@ class Keeping:
     wall_clock: Callable[[], float] = time.time
     trouble: str = ""
     _absorbed: dict[str, str] = field(default_factory=dict)  # pod → key of its object
-    _written_s: float | None = None
+    _written_s: float | None = None  # second of demand's latest note then
+    _renewed_s: float = 0.0
     _damaged: set[str] = field(default_factory=set)
     _told: set[str] = field(default_factory=set)
 
@@ -205,14 +209,15 @@ class Keeping:
             await self._try(self._write(self.store, final=True), END_TIMEOUT_S)
 
     async def _write(self, store: StateStore, *, final: bool) -> None:
-        latest_s = self.remembered.demand.latest_s
-        if latest_s == self._written_s and not final and not self._absorbed:
+        latest_s, now_s = self.remembered.demand.latest_s, self.wall_clock()
+        unchanged = latest_s == self._written_s and now_s - self._renewed_s < RENEW_S
+        if unchanged and not final and not self._absorbed:
             return
         told = await self.remembered.heat(self.pod, self.release(), final=final, absorbed=tuple(self._absorbed))
         if not told.models and self._written_s is None and not self._absorbed:
             return  # a pod that nobody asked leaves nothing
         await store.write(self._key(self.pod), heat.encode(told))
-        self._written_s = latest_s
+        self._written_s, self._renewed_s = latest_s, now_s
         for pod, key in tuple(self._absorbed.items()):
             if pod != self.pod:
                 await store.remove(key)

@@ -251,3 +251,41 @@ def test_nothing_is_dropped_for_a_second_newcomer_while_the_first_is_built() -> 
     assert books.dropped(A, DEVICE, 2.0) == (Start(d, DEVICE, RAM),)
     assert books.finished(e, RAM, 1.0, 2.0) == (), "B stays useful until d is built"
     assert Drop(B, DEVICE) in books.finished(d, DEVICE, 0.1, 3.0)
+
+
+def test_who_gives_up_leaves_a_load_that_goes_on_as_a_preload() -> None:
+    books = ledger()
+    ticket, _ = books.wait(A, need(4), 0.0)
+    assert books.is_awaited(A)
+    assert books.leave(ticket, A, 0.5) == ()
+    assert not books.is_awaited(A)
+    assert A in books.preloads
+    assert books.finished(A, RAM, 1.0, 1.0) == (Start(A, DEVICE, RAM),)
+
+
+def test_who_gives_up_before_anything_began_leaves_nothing() -> None:
+    books = ledger(ram=4)
+    books.wait(A, need(4), 0.0)
+    ticket, plan = books.wait(B, need(4), 0.0)
+    assert plan == ()
+    books.leave(ticket, B, 0.5)
+    assert B not in books.preloads
+    assert not books.knows(B)
+
+
+def test_what_is_on_its_way_for_nobody_is_stopped_when_it_is_unloaded() -> None:
+    books = ledger()
+    books.preload(A, need(4), 0.0)
+    assert books.unload(A, 0.5) == (Abort(A, RAM),)
+    assert books.failed(A, RAM, 0.6) == ()
+    assert not books.knows(A)
+
+
+def test_while_every_place_is_busy_with_preloads_no_more_begin() -> None:
+    books = ledger(ram=30, device=30)
+    books.preload(A, need(5), 0.0)
+    assert books.finished(A, RAM, 1.0, 1.0) == (Start(A, DEVICE, RAM),)
+    assert books.preload(B, need(5), 1.0) == (Start(B, RAM),)
+    assert books.preload(C, need(5), 1.0) == (Start(C, RAM),)
+    assert books.preload(D, need(5), 1.0) == ()
+    assert D in books.preloads

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from predictor.model import ModelRef, Tier
 from predictor.policy.demand import Demand
-from predictor.policy.eviction import Rules
+from predictor.policy.eviction import Rules, value
 from predictor.policy.ledger import Ledger
 from predictor.policy.residency import DISK, RAM, Abort, Cause, Drop, Footprint, Grant, Place, Plan, Refuse, Skip, Start, State
 
@@ -184,13 +184,33 @@ class World(RuleBasedStateMachine):
     @rule(model=st.sampled_from(MODELS), tier=st.sampled_from([Tier.RAM, Tier.DEVICE]))
     def preload(self, model: ModelRef, tier: Tier) -> None:
         over = {place for place in self.budgets if self.over(place) > 0}
+        paces = {place: self.pace(place) for place in self.budgets}
         plan = self.ledger.preload(model, self.needs[model], self.now_s, tier)
         for action in plan:
+            if isinstance(action, Drop) and action.cause is not None and action.cause.newcomer == model:
+                self.check_worth(action, paces)
             if isinstance(action, Drop | Abort):
                 assert action.place in {DISK, *over} or not self.waiting, f"room was made for a pre-load: {plan}"
             if self.waiting and isinstance(action, Start):
                 assert action.target == DISK, f"a pre-load began before {self.waiting}"
         self.carry_out(plan)
+
+    def pace(self, place: Place) -> float:
+        """Seconds a byte of the copies at ``place``, the median."""
+        ready = [copy for copy in self.ledger.copies() if copy.place == place and copy.state is State.READY and copy.size_bytes]
+        paces = sorted(copy.load_s / copy.size_bytes for copy in ready)
+        return paces[len(paces) // 2] if paces else 0.0
+
+    def check_worth(self, drop: Drop, paces: dict[Place, float]) -> None:
+        """It was worth less than half of the pre-load that pushed it out."""
+        cause, need = drop.cause, self.needs[drop.ref]
+        assert cause is not None
+        assert cause.newcomer is not None
+        below = self.ledger.books.at(drop.ref, RAM)
+        shared = need.shares_ram and below is not None and below.state is State.DRAINING  # then it goes with that one
+        place = RAM if shared else drop.place
+        size_bytes = self.needs[cause.newcomer].size(place)
+        assert 2 * cause.value < value(cause.newcomer_rate_per_s, paces[place] * size_bytes, size_bytes), f"{drop}"
 
     @rule(model=st.sampled_from(MODELS), rate=st.sampled_from([0.001, 0.1, 10.0]))
     def is_known_to_be_hot(self, model: ModelRef, rate: float) -> None:

@@ -11,7 +11,7 @@ import pytest
 from predictor import heat
 from predictor.errors import StoreUnavailable
 from predictor.heat import Heat, HotSet, Warmth
-from predictor.keeping import END_TIMEOUT_S, ENDED_S, MAX_BYTES, MAX_DOCUMENTS, OLD_S, WRITE_S, Keeping
+from predictor.keeping import END_TIMEOUT_S, ENDED_S, MAX_BYTES, MAX_DOCUMENTS, OLD_S, RENEW_S, WRITE_S, Keeping
 from predictor.model import ModelRef
 from predictor.policy.demand import Demand
 from predictor.remembered import Remembered
@@ -84,8 +84,12 @@ async def test_what_changed_is_written_every_half_minute_and_nothing_else() -> N
     first = found(kept, "pod-1")
     assert first is not None
     assert (first.final, [one.name for one in first.models]) == (False, ["a"])
-    await asyncio.sleep(10 * WRITE_S)
+    await asyncio.sleep(5 * WRITE_S)
     assert found(kept, "pod-1") == first
+    await asyncio.sleep(RENEW_S)
+    renewed = found(kept, "pod-1")
+    assert renewed is not None
+    assert renewed.at_s > first.at_s, "or it would pass for one that has ended"
     rig.note()
     await asyncio.sleep(WRITE_S)
     second = found(kept, "pod-1")

@@ -193,7 +193,8 @@ def _warm(settings: Settings, rollout: Rollout, cache: Cache, stores: Stores, *,
         store=stores.at(settings.state_bucket) if settings.state else None,
         prefix=settings.state_prefix,
     )
-    return keeping, WakeUp(cache, rollout, keeping.read, cores, lambda: keeping.trouble)
+    loads = settings.wake_up == "hot-set"
+    return keeping, WakeUp(cache, rollout, keeping.read, cores, loads, lambda: keeping.trouble)
 
 
 def _declared(settings: Settings, catalogue: Catalogue, cache: Cache, stores: Stores) -> tuple[Rollout, Declarations]:

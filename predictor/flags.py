@@ -52,6 +52,7 @@ SERVE_FLAGS: Final = (
     Flag("cpu_copy", bool),
     Flag("pin", str, "NAME,..."),
     Flag("preload", str, "NAME,..."),
+    Flag("wake_up", str, choices=("hot-set", "off")),
     Flag("min_residency_s", float, "SECONDS"),
     Flag("idle_ttl_s", float, "SECONDS"),
     Flag("tenant_floors", str, "NAME=SHARE,..."),

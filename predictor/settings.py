@@ -82,6 +82,9 @@ class Settings(BaseSettings):
         description="Shares of RAM and devices that other tenants' models cannot take: `red=0.25,blue=0.1`. A model's tenant "
         "is its hearth.json's, else the namespace.",
     )
+    wake_up: Literal["hot-set", "off"] = Field(
+        "hot-set", description="What a pod loads when it comes up: what was asked most before, or only what is asked for."
+    )
     preload: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Names to load at start, most wanted first: `resnet,bert`. Never delays a request.",

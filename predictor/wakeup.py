@@ -77,6 +77,7 @@ class WakeUp:
 
     read        finds the hot set, once
     cores       what the pod may use
+    loads       whether the hot set is loaded; its rates are known to the ledger all the same
     trouble     why there is none, or why demand is not kept
     wall_clock  seconds since the epoch
     ordered     highest number of an order that was taken
@@ -86,6 +87,7 @@ class WakeUp:
     catalogue: Catalogue
     read: Callable[[], Awaitable[Found]]
     cores: int = SPARE_CORES
+    loads: bool = True
     trouble: Callable[[], str] = lambda: ""
     wall_clock: Callable[[], float] = time.time
     ordered: int = 0
@@ -147,14 +149,15 @@ class WakeUp:
             log.exception("the hot set cannot be read")
         for ref in {copy.ref for copy in cache.ledger.copies()} | {*cache.ledger.books.needs}:
             cache.remembered.claim(ref)  # those that were there before their demand was known
-        if found.models:
+        models = found.models if self.loads else ()
+        if models:
             if not cache.loads:
                 cache.ledger.preloads.builds_from_s = cache.clock() + GRACE_S
-            log.info("hot set of %d models (%s): loading them behind requests", len(found.models), found.source)
+            log.info("hot set of %d models (%s): loading them behind requests", len(models), found.source)
         self._reading = False
         self._source = found.source
-        self._keys = frozenset((one.name, one.version) for one in found.models)
-        self._hot.extend(Wanted(one.name, one.version, Tier.DEVICE, "hot set", hot=True) for one in found.models)
+        self._keys = frozenset((one.name, one.version) for one in models)
+        self._hot.extend(Wanted(one.name, one.version, Tier.DEVICE, "hot set", hot=True) for one in models)
         self._wanted += len(self._hot)
         while self.cores < SPARE_CORES and cache.clock() < cache.ledger.preloads.builds_from_s:  # noqa: ASYNC110 (see _next)
             await asyncio.sleep(PAUSE_S)

@@ -73,6 +73,7 @@ class Waking:
         read_s: float = 0.0,
         cores: int = 4,
         read: Callable[[], Awaitable[Found]] | None = None,
+        loads: bool = True,
     ) -> None:
         self.rig = rig
         self.catalogue = Catalogue(*specs, look_up_s=look_up_s)
@@ -87,6 +88,7 @@ class Waking:
             self.catalogue,
             read or found_late,
             cores,
+            loads,
             wall_clock=lambda: 1000.0 + asyncio.get_running_loop().time(),
         )
         self.task = asyncio.create_task(self.wakeup.run())
@@ -116,6 +118,17 @@ async def test_the_hot_set_is_loaded_in_its_order_until_the_device_is_full_and_t
     metric = rig.cache.telemetry.registry.get_sample_value
     assert metric("hearth_preloads_total", {"outcome": "ram"}) == 2
     assert metric("hearth_wakeup_models", {"outcome": "skipped"}) == 2
+
+
+async def test_a_pod_that_shall_not_wake_up_knows_the_demand_and_loads_nothing_unasked() -> None:
+    rig = Rig()
+    waking = Waking(rig, hot(*"ab"), *map(model, "ab"), loads=False)
+    await asyncio.sleep(HOUR_S)
+    assert not rig.ram.fetched
+    assert (waking.wakeup.report().state, waking.wakeup.report().source) == ("off", "mounted")
+    assert await rig.ask(model("a")) == "s3"
+    ref = model("a").ref
+    assert rig.ledger.demand.rate(ref, rig.cache.clock()) > rig.ledger.demand.rate(model("b").ref, rig.cache.clock())
 
 
 async def test_nothing_is_built_before_the_first_request_or_the_end_of_the_grace() -> None:

@@ -374,7 +374,7 @@ class Ledger:
                 del self._spills[ref]
                 actions.append(self._start(ref, DISK, background=True))
             elif present is None:
-                worth = value(self.demand.rate(ref, now_s), source.load_s, self.books.needs[ref].disk_bytes)
+                worth = value(self.demand.prospect(ref, now_s), source.load_s, self.books.needs[ref].disk_bytes)
                 cheaper = [copy for copy in self._room.candidates(DISK, ref, now_s) if self._room.value(copy, now_s) < worth]
                 room = self._room.drop_until_fits(DISK, cheaper, ref, now_s)
                 if room is None:

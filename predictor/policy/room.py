@@ -134,7 +134,7 @@ class Room:
 
     def value(self, copy: Copy, now_s: float) -> float:
         """What the copy is worth: eviction.value."""
-        return value(self.demand.rate(copy.ref, now_s), copy.load_s, copy.size_bytes)
+        return value(self.demand.prospect(copy.ref, now_s), copy.load_s, copy.size_bytes)
 
     def cause(self, copy: Copy, kind: str, now_s: float, newcomer: ModelRef | None = None) -> Cause:
         """Why the copy goes, with the numbers of this moment."""

@@ -146,7 +146,7 @@ class Cache:
 
     def preload(self, spec: ModelSpec) -> None:
         """Load in the background, in free room only. Raises ModelTooLarge, TooManyRequests (too many queued)."""
-        if self.ledger.preloads_queued >= self.max_waiting:
+        if len(self.ledger.preloads) >= self.max_waiting:
             raise TooManyRequests(f"{self.max_waiting} pre-loads are queued already (HEARTH_MAX_WAITING)", retry_after_s=5.0)
         plan = self.ledger.preload(spec.ref, self._admit(spec), self.clock())
         self._specs[spec.ref] = spec

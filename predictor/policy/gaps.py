@@ -45,19 +45,25 @@ def prospect(gaps: Sequence[int], idle_s: float) -> float:
     0.0: no gap was counted that lasted longer. Never above 1 / ``LEAST_S``.
     """
     first = bin_of(idle_s)
-    longer = list(gaps[first:])
     width_s = 1 << first
-    # Gaps are taken as spread evenly over their bin: of those in the first one, as many last longer.
-    weight = longer[0] * max(0.0, min(1.0, (2 * width_s - idle_s) / width_s))
-    left = weight + sum(longer) - longer[0]
+    # Gaps are taken as spread evenly over their bin: of those in the first one, as many last longer. This runs for every copy
+    # whenever room is made (1 µs): no min and max here.
+    share = (2 * width_s - idle_s) / width_s
+    weight = gaps[first] * (0.0 if share < 0.0 else share if share < 1.0 else 1.0)
+    left = weight + sum(gaps[first + 1 :])
     best = asked = kept_s = 0.0
-    for place, number in enumerate(longer):
-        found = number if place else weight
-        if not found:
-            continue
-        begin_s, end_s = max((width_s << place) - idle_s, 0.0), (width_s << place + 1) - idle_s
-        asked += found
-        kept_s += found * max((begin_s + end_s) / 2, LEAST_S)
-        left -= found
-        best = max(best, asked / (kept_s + left * max(end_s, LEAST_S)))
+    for place in range(first, BINS):
+        found = gaps[place] if place > first else weight
+        if found:
+            begin_s, end_s = width_s - idle_s, 2 * width_s - idle_s
+            middle_s = (begin_s + end_s) / 2 if begin_s > 0.0 else end_s / 2
+            asked += found
+            kept_s += found * (middle_s if middle_s > LEAST_S else LEAST_S)
+            left -= found
+            ratio = asked / (kept_s + left * (end_s if end_s > LEAST_S else LEAST_S))
+            if ratio > best:
+                best = ratio
+            if left <= 0.0:
+                break
+        width_s *= 2
     return best

@@ -370,8 +370,8 @@ class Ledger:
             for place in self.books.devices
             if self.budgets[place] >= need.size(place, filling=True) + need.activation_bytes and place not in blocked
         ]
-        if not fitting:
-            return None
+        if len(fitting) <= 1:
+            return fitting[0] if fitting else None
 
         def cost(place: Place) -> tuple[float, int]:
             missing_bytes = self.books.missing(ref, place)

@@ -151,7 +151,8 @@ class Pod:
             if tier is not None and room[Tier.RAM] >= size_bytes:
                 room[Tier.RAM] -= size_bytes
                 room[Tier.DEVICE] -= size_bytes if tier is Tier.DEVICE else 0
-                wanted.append((number, tier))
+                if self._refs[number] not in self.tally.touched:  # else it is on its way already
+                    wanted.append((number, tier))
         for number, tier in wanted:
             self.tally.preloaded.add(self._refs[number])
             self.tally.preloads += 1

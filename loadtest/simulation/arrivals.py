@@ -66,7 +66,7 @@ class Arrivals:
         return later
 
 
-def ordered(due_s: Floats, model: Ints, count: Ints, span_s: Floats, models: int, told: str = "") -> Arrivals:
+def ordered(due_s: Floats, model: Ints, count: Ints, span_s: Floats, *, models: int, told: str = "") -> Arrivals:
     """Lines that came in any order."""
     order = np.argsort(due_s, kind="stable")
     return Arrivals(due_s[order], model[order], count[order], span_s[order], models, told)
@@ -80,7 +80,9 @@ def of_trace(trace: Trace, seed: int, *, models: int = 0, zipf_exponent: float =
         )
         due_s = np.array([at_s for at_s, _ in moments])
         model = np.array([target for _, target in moments], np.int64)
-        return ordered(due_s, model, np.ones(due_s.size, np.int64), np.zeros(due_s.size), models or 1, trace.spreading)
+        return ordered(
+            due_s, model, np.ones(due_s.size, np.int64), np.zeros(due_s.size), models=models or 1, told=trace.spreading
+        )
     start_s, function, amount = _slots(trace, seed)
     spread = np.random.Generator(np.random.PCG64(seed))
     few = amount <= SINGLY
@@ -95,8 +97,8 @@ def of_trace(trace: Trace, seed: int, *, models: int = 0, zipf_exponent: float =
         np.concatenate([function[singly], np.repeat(function[many], SINGLY)]),
         np.concatenate([np.ones(singly.size, np.int64), shares.ravel()]),
         np.concatenate([np.zeros(singly.size), np.where(shares.ravel() > 1, step_s / 2, 0.0)]),
-        trace.functions,
-        trace.spreading,
+        models=trace.functions,
+        told=trace.spreading,
     )
 
 
@@ -122,4 +124,6 @@ def of_run(folder: Path) -> tuple[Arrivals, tuple[str, ...]]:
     names, model = np.unique(np.array(table["model"].to_pylist(), dtype=object).astype(str), return_inverse=True)
     due_s = table["due_s"].to_numpy()
     ones = np.ones(due_s.size, np.int64)
-    return ordered(due_s, model.astype(np.int64), ones, np.zeros(due_s.size), names.size, "as recorded"), tuple(names)
+    return ordered(due_s, model.astype(np.int64), ones, np.zeros(due_s.size), models=names.size, told="as recorded"), tuple(
+        names
+    )

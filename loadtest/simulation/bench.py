@@ -75,7 +75,7 @@ def _arrivals(path: Path, seed: int) -> Arrivals:
 
 
 def _models(count: int, seed: int) -> tuple[Model, ...]:
-    return catalogue.drawn(count, SIZES_BYTES, LOAD, Span(0.0), 0.0, seed)
+    return catalogue.drawn(count, SIZES_BYTES, LOAD, Span(0.0), serve_s=0.0, seed=seed)
 
 
 def _loads(task: tuple[Path, int, float, str]) -> Loads:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -57,6 +57,7 @@ class Span:
         return cls(float(found["base"]), float(found["per_gb"] or 0.0))
 
     def __call__(self, size_bytes: int) -> float:
+        """Of so many bytes."""
         return self.base_s + self.per_gb_s * size_bytes / GB
 
 
@@ -72,7 +73,9 @@ def sizes_of(text: str) -> tuple[int, int]:
     return pair
 
 
-def drawn(count: int, sizes_bytes: tuple[int, int], fetch: Span, build: Span, serve_s: float, seed: int) -> tuple[Model, ...]:
+def drawn(
+    count: int, sizes_bytes: tuple[int, int], fetch: Span, build: Span, *, serve_s: float, seed: int
+) -> tuple[Model, ...]:
     """Sizes between the two, each order of magnitude as likely, whatever a model is asked."""
     least, most = math.log(sizes_bytes[0]), math.log(sizes_bytes[1])
     draw = Draw(seed, "sizes")
@@ -83,7 +86,7 @@ def drawn(count: int, sizes_bytes: tuple[int, int], fetch: Span, build: Span, se
     return tuple(made)
 
 
-def measured(path: Path, names: Sequence[str], otherwise: Mapping[str, float] | None = None) -> tuple[Model, ...]:
+def measured(path: Path, names: Sequence[str]) -> tuple[Model, ...]:
     """What was measured of models, a JSON object by name: ``{"m1": {"size_bytes":, "load_s":, "build_s":, "serve_s":}}``.
 
     ``load_s`` is of the whole way from the model store to a device, ``build_s`` (0 where it is not told) the part of it
@@ -91,7 +94,7 @@ def measured(path: Path, names: Sequence[str], otherwise: Mapping[str, float] | 
     """
     try:
         told: dict[str, dict[str, Any]] = json.loads(path.read_text())
-        common = {"build_s": 0.0, "serve_s": 0.0} | (otherwise or {}) | told.get("*", {})
+        common: dict[str, Any] = {"build_s": 0.0, "serve_s": 0.0} | told.get("*", {})
         made = []
         for name in names:
             own = common | told.get(name, {})

@@ -157,7 +157,7 @@ class Fleet:
     def _served(self, number: int, due_s: float, count: int):  # type: ignore[no-untyped-def] # noqa: ANN202
         def served(how: Served) -> None:
             start = "pod" if due_s < self._up_s else how.start
-            self.record.note(number, due_s, count, start, how.begin_s, how.end_s)
+            self.record.note(number, due_s, count=count, start=start, begin_s=how.begin_s, end_s=how.end_s)
             self.clock.at(how.end_s, self._look)
 
         return served
@@ -191,7 +191,7 @@ class Fleet:
 
     def _from_zero(self, number: int, due_s: float):  # type: ignore[no-untyped-def] # noqa: ANN202
         def served(how: Served) -> None:
-            self.record.note(number, due_s, 1, "pod", how.begin_s, how.end_s)
+            self.record.note(number, due_s, count=1, start="pod", begin_s=how.begin_s, end_s=how.end_s)
             self.clock.at(how.end_s, self._look)
 
         return served

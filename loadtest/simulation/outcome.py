@@ -40,7 +40,7 @@ class Record:
     end_s: list[float] = field(default_factory=list)
     lives: list[Life] = field(default_factory=list)
 
-    def note(self, model: int, due_s: float, count: int, start: str, begin_s: float, end_s: float) -> None:
+    def note(self, model: int, due_s: float, *, count: int, start: str, begin_s: float, end_s: float) -> None:
         """One line, from its due moment to its answer. ``begin_s``: when it had its model."""
         self.model.append(model)
         self.due_s.append(due_s)
@@ -130,7 +130,7 @@ def figures(policy: str, record: Record) -> Figures:
 def pod_per_model(arrivals: Arrivals, models: Sequence[Model], *, start_s: float, window_s: float) -> Figures:
     """What the same traffic costs where every model has a pod of its own: up from its first request until its window is over.
 
-    Each gap longer than the window is a cold start of pod and model. Requests that come while it starts wait for the rest of it.
+    Each gap longer than the window is a cold start of pod and model. Who comes while it starts waits for the rest.
     """
     order = np.lexsort((arrivals.due_s, arrivals.model))
     due_s, model, count = arrivals.due_s[order], arrivals.model[order], arrivals.count[order]

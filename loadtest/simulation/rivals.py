@@ -36,7 +36,8 @@ class Foresight(Demand):
     ``next_s`` is set by who replays, before the request is told. Ranked by seconds of loading saved per byte and second until
     the next use, a copy goes that is used last for its size and cost: the cost-aware form of Belady's rule ("A Study of
     Replacement Algorithms", 1966) that Cao and Irani's value becomes where the future is known. With sizes and costs the
-    true optimum is NP-hard (Chrobak, Woeginger, Makino, Xu, "Caching Is Hard", ESA 2010): this is a bound in practice, no proof.
+    true optimum is NP-hard (Chrobak, Woeginger, Makino, Xu, "Caching Is Hard",
+    ESA 2010): this is a bound in practice, without proof, of loads into one place; with RAM and devices it is none.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,9 @@
 """Who asks when: a trace or a run's record as arrays, with many requests of one model in a few seconds as one line.
 
 A minute's count is spread uniformly at random over the minute (seeded): up to ``SINGLY`` requests one by one, more as
-``SINGLY`` lines, one in every ``60 / SINGLY`` seconds, each with its share of the count. A slot of ServeGen likewise. So a
-day with 18 million requests is two million lines, and no gap that a cache could notice is lost: models asked that often
-are never dropped between two of their lines by any policy that is worth comparing.
+``SINGLY`` lines, one in every ``60 / SINGLY`` seconds, each with its share of the count. A slot of ServeGen, ten minutes, has
+ten times as many. So a day with 18 million requests is three million lines, and no gap that a cache could notice is lost:
+models asked that often are never dropped between two of their lines by any policy that is worth comparing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.traces import Trace
+from loadtest.traces import MINUTE_S, Trace
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -85,16 +85,17 @@ def of_trace(trace: Trace, seed: int, *, models: int = 0, zipf_exponent: float =
         )
     start_s, function, amount = _slots(trace, seed)
     spread = np.random.Generator(np.random.PCG64(seed))
-    few = amount <= SINGLY
+    pieces = max(SINGLY, round(SINGLY * trace.slot_s / MINUTE_S))
+    few = amount <= pieces
     singly = np.repeat(np.flatnonzero(few), amount[few])
     many = np.flatnonzero(~few)
-    step_s = trace.slot_s / SINGLY
-    steps = np.arange(SINGLY)
-    bursts_s = start_s[many, None] + step_s * (steps + spread.random((many.size, SINGLY)))
-    shares = amount[many, None] // SINGLY + (steps < amount[many, None] % SINGLY)
+    step_s = trace.slot_s / pieces
+    steps = np.arange(pieces)
+    bursts_s = start_s[many, None] + step_s * (steps + spread.random((many.size, pieces)))
+    shares = amount[many, None] // pieces + (steps < amount[many, None] % pieces)
     return ordered(
         np.concatenate([start_s[singly] + trace.slot_s * spread.random(singly.size), bursts_s.ravel()]),
-        np.concatenate([function[singly], np.repeat(function[many], SINGLY)]),
+        np.concatenate([function[singly], np.repeat(function[many], pieces)]),
         np.concatenate([np.ones(singly.size, np.int64), shares.ravel()]),
         np.concatenate([np.zeros(singly.size), np.where(shares.ravel() > 1, step_s / 2, 0.0)]),
         models=trace.functions,

@@ -185,7 +185,8 @@ def _told(scene: Scene) -> str:
     total_gb = sum(model.size_bytes for model in scene.models) / catalogue.GB
     return (
         f"{asked.requests} requests in {asked.due_s[-1] / 3600:.1f} h for {len(set(asked.model.tolist()))} of "
-        f"{asked.models} models ({total_gb:,.0f} GB together); {asked.told}. {pool.pods} pod(s) with {pool.devices} device(s) of "
+        f"{asked.models} models ({total_gb:,.0f} GB together); {asked.told}. "
+        f"{pool.pods} pod(s) with {pool.devices} device(s) of "
         f"{pool.device_bytes / catalogue.GB:,.0f} GB and {pool.ram_bytes / catalogue.GB:,.0f} GB of RAM; "
         f"a start takes {pool.start_s:g} s, the window is {pool.window_s:g} s."
     )

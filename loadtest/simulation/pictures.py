@@ -53,7 +53,10 @@ def pictures(rows: Rows, swept: str, objective: float) -> list[Picture]:
             ),
             Panel("Waiting and what it costs", lambda axes: _against(axes, rows, "added_mean_s", "mean added latency, s")),
         ]
-        caption = "Down and to the left is better: fewer GPU-seconds, less waiting. The p99 is in the table: where one model gets most of the requests, it is 0."
+        caption = (
+            "Down and to the left is better: fewer GPU-seconds, less waiting. The p99 is in the table: where one model gets most "
+            "of the requests, it is 0."
+        )
         return [Picture("cost", caption, png(panels, 5.2, share=False))]
     panels = [
         Panel(
@@ -85,7 +88,7 @@ def _against(axes: Axes, rows: Rows, name: str, label: str, *, share: bool = Fal
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
     if share:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}" if value == 0 else f"{100 * value:.3g}%"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
 
 
 def _along(
@@ -124,10 +127,7 @@ def page(rows: Rows, swept: str, drawn: Sequence[Picture], sentences: Sequence[s
     """One self-contained HTML page."""
     heads = [*([swept] if swept else []), *HEADINGS]
     body = "".join(
-        "<tr>"
-        + "".join(f"<td>{escape(cell)}</td>" for cell in [*([f"{point:g}"] if point is not None else []), *cells(row)])
-        + "</tr>"
-        for point, row in rows
+        "<tr>" + _cells([*([f"{point:g}"] if point is not None else []), *cells(row)]) + "</tr>" for point, row in rows
     )
     head = "".join(f"<th>{escape(one.lower())}</th>" for one in heads)
     parts = [f"<p>{escape(sentence)}</p>" for sentence in sentences]
@@ -137,6 +137,11 @@ def page(rows: Rows, swept: str, drawn: Sequence[Picture], sentences: Sequence[s
         parts.append(f"<p>{escape(picture.caption)}</p>")
         parts.append(f'<img alt="{escape(picture.name)}" src="data:image/png;base64,{source}">')
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Simulation</title><style>{_STYLE}</style></head>\n'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Simulation</title>'
+        f"<style>{_STYLE}</style></head>\n"
         f"<body><h1>Simulation</h1>\n{chr(10).join(parts)}\n</body></html>\n"
     )
+
+
+def _cells(texts: Sequence[str]) -> str:
+    return "".join(f"<td>{escape(text)}</td>" for text in texts)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.simulation.arrivals import Arrivals, of_trace, ordered
-from loadtest.simulation.catalogue import GB, BadCatalogue, Model, Span, drawn, sizes_of
+from loadtest.report.recorded import read
+from loadtest.simulation import compare
+from loadtest.simulation.arrivals import Arrivals, of_run, of_trace, ordered
+from loadtest.simulation.catalogue import GB, BadCatalogue, Model, Span, drawn, measured, sizes_of
+from loadtest.simulation.command import main
 from loadtest.simulation.eviction_bench import replay
 from loadtest.simulation.fleet import Fleet, Pool
 from loadtest.simulation.outcome import STARTS, Record, figures, pod_per_model, union_s, weighted
@@ -185,3 +190,59 @@ def test_a_sweep_is_answered_in_a_sentence() -> None:
     assert answer(rows, "pods", 0.01).startswith("pods 2 is enough")
     assert answer(rows[:1], "pods", 0.01).startswith("No pods of the sweep")
     assert table(rows, "pods").count("\n") == 3
+
+
+def test_a_simulated_run_can_be_replayed_and_compared_with_itself(tmp_path: Path) -> None:
+    lines = asked(*((7.0 * turn, turn % 3) for turn in range(30)), (400, 0), (410, 1))
+    record = run(lines)
+    compare.write(tmp_path / "one", record, of_size(1, 1, 1))
+    again, names = of_run(tmp_path / "one")
+    assert names == ("m0", "m1", "m2")
+    assert again.due_s.tolist() == lines.due_s.tolist()
+    compare.write(tmp_path / "two", run(again), of_size(1, 1, 1))
+    found = compare.residuals(tmp_path / "one", tmp_path / "two")
+    assert (found["agreement"], found["requests"]) == (1.0, 32)
+    assert found["cold_rate"][0] == pytest.approx(
+        sum(count for start, count in zip(record.start, record.count, strict=True) if start) / 32
+    )
+    assert found["residual_s"]["p99"] == pytest.approx(0.0)
+    assert read(tmp_path / "one").requests.told
+
+
+def test_the_command_prints_a_table_answers_a_sweep_and_writes_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "counts.csv"
+    trace.write_text("minute,fn,count\n" + "".join(f"{minute},f{minute % 3},{1 + minute % 5}\n" for minute in range(0, 40, 2)))
+    common = [
+        "--trace",
+        str(trace),
+        "--sizes",
+        "1e9..2e9",
+        "--device-bytes",
+        "3e9",
+        "--ram-bytes",
+        "6e9",
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    assert main(common) == 0
+    assert "hearth" in capsys.readouterr().out
+    assert main([*common, "--sweep", "pods=1,2", "--policy", "hearth,pod-per-model", "--objective", "0.9"]) == 0
+    assert "is enough to keep the cold rate" in capsys.readouterr().out
+    assert {"simulation.html", "simulation.json", "cost.png", "sweep.png", "run.json"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    assert main(["--trace", str(trace), "--device-bytes", "1e9"]) == 2
+    assert "it can never load" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_taken(tmp_path: Path) -> None:
+    told = {"*": {"size_bytes": 5, "load_s": 3.0, "serve_s": 0.2}, "b": {"load_s": 4.0, "build_s": 1.0}}
+    (tmp_path / "m.json").write_text(json.dumps(told))
+    a, b = measured(tmp_path / "m.json", ("a", "b"))
+    assert (a.fetch_s, a.build_s, a.size_bytes, a.serve_s) == (3.0, 0.0, 5, 0.2)
+    assert (b.fetch_s, b.build_s) == (3.0, 1.0)
+    (tmp_path / "m.json").write_text("{}")
+    with pytest.raises(BadCatalogue, match="does not tell"):
+        measured(tmp_path / "m.json", ("a",))

@@ -197,8 +197,8 @@ def _online_s(gaps: Sequence[float], cold_s: float) -> float:
 
 
 DENSE: Final = 50
-EVERY: Final = 10
-"""After so many gaps, the time is computed anew after every tenth of them only."""
+EVERY: Final = 50
+"""After ``DENSE`` gaps, the time is computed anew after so many only: the controller looks at a pool far more often."""
 
 LONGEST_S: Final = 3_600.0
 CANDIDATES: Final = 200

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -122,16 +122,21 @@ class Fleet:
         if now_s < self._up_s:
             self._divide(number, count, span_s, now_s, held=True)
             return
-        pod = self._route(number)
-        if not pod.ask(number, now_s, self._served(number, now_s, count), count=count, span_s=span_s):
+        self._ask(number, count, span_s, now_s)
+
+    def _ask(self, number: int, count: int, span_s: float, now_s: float) -> None:
+        how = self._route(number).ask(number, now_s, count=count, span_s=span_s)
+        if how is None:
             self._divide(number, count, span_s, now_s, held=False)
+        else:
+            self.record.note(number, now_s, count=count, start=how.start, begin_s=how.begin_s, end_s=how.end_s)
 
     def _divide(self, number: int, count: int, span_s: float, now_s: float, *, held: bool) -> None:
         """The first of a line waits; the others come over its span, when the model may be there."""
         if held:
             self._held.append((number, now_s))
         else:
-            self._route(number).wait(number, now_s, self._served(number, now_s, 1))
+            self._route(number).wait(number, now_s, self._served(number, now_s))
         left = count - 1
         parts = min(left, PARTS)
         for part in range(parts):
@@ -143,8 +148,7 @@ class Fleet:
         if now_s < self._up_s:
             self._divide(number, count, span_s, now_s, held=True)
             return
-        if not self._route(number).ask(number, now_s, self._served(number, now_s, count), count=count, span_s=span_s):
-            self._divide(number, count, span_s, now_s, held=False)
+        self._ask(number, count, span_s, now_s)
 
     def _route(self, number: int) -> Pod:
         ranks = self._ranks[number]
@@ -154,11 +158,11 @@ class Fleet:
                     return self._pods[rank]
         return self._pods[ranks[0]]
 
-    def _served(self, number: int, due_s: float, count: int):  # type: ignore[no-untyped-def] # noqa: ANN202
+    def _served(self, number: int, due_s: float, start: str = "") -> Callable[[Served], None]:
+        """Of one request; ``start``: what it is called whatever its pod says."""
+
         def served(how: Served) -> None:
-            start = "pod" if due_s < self._up_s else how.start
-            self.record.note(number, due_s, count=count, start=start, begin_s=how.begin_s, end_s=how.end_s)
-            self.clock.at(how.end_s, self._look)
+            self.record.note(number, due_s, count=1, start=start or how.start, begin_s=how.begin_s, end_s=how.end_s)
 
         return served
 
@@ -169,7 +173,7 @@ class Fleet:
         self._born_s, self._up_s = now_s, now_s + pool.start_s
         demands = [self._foresight or self.policy.demand() for _ in range(pool.pods)]
         self._pods = [
-            Pod(self.clock, self.policy.ledger(pool.budgets(), demand, pool.rules), self.models, self.refs)
+            Pod(self.clock, self.policy.ledger(pool.budgets(), demand, pool.rules), self.models, self.refs, rests=self._look)
             for demand in demands
         ]
         if now_s < self._up_s:
@@ -181,20 +185,13 @@ class Fleet:
         for number, due_s in held:
             pod = self._route(number)
             # What was held had been due before the pod was up, and says so.
-            pod.wait(number, due_s, self._from_zero(number, due_s))
+            pod.wait(number, due_s, self._served(number, due_s, "pod"))
         if self.policy.hot_set:
             shares: dict[int, list[Warmth]] = defaultdict(list)
             for warmth in self._hot_set(now_s):
                 shares[self._ranks[self._numbers[warmth.name]][0]].append(warmth)
             for place, pod in enumerate(self._pods):
                 pod.preload(shares[place], self._numbers, now_s)
-
-    def _from_zero(self, number: int, due_s: float):  # type: ignore[no-untyped-def] # noqa: ANN202
-        def served(how: Served) -> None:
-            self.record.note(number, due_s, count=1, start="pod", begin_s=how.begin_s, end_s=how.end_s)
-            self.clock.at(how.end_s, self._look)
-
-        return served
 
     def _hot_set(self, now_s: float) -> list[Warmth]:
         """As the controller publishes it: rates, loads and sizes of what was asked."""

@@ -54,8 +54,8 @@ def pictures(rows: Rows, swept: str, objective: float) -> list[Picture]:
             Panel("Waiting and what it costs", lambda axes: _against(axes, rows, "added_mean_s", "mean added latency, s")),
         ]
         caption = (
-            "Down and to the left is better: fewer GPU-seconds, less waiting. The p99 is in the table: where one model gets most "
-            "of the requests, it is 0."
+            "Down and to the left is better: fewer GPU-seconds, less waiting. The p99 is in the table: where one model gets "
+            "most of the requests, it is 0."
         )
         return [Picture("cost", caption, png(panels, 5.2, share=False))]
     panels = [

@@ -93,9 +93,18 @@ class Tally:
 
 
 class Pod:
-    """One pod's life."""
+    """One pod's life. ``rests`` is told whenever nobody is served and nobody waits any more."""
 
-    def __init__(self, clock: Clock, ledger: Ledger, models: Sequence[Model], refs: Sequence[ModelRef]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        ledger: Ledger,
+        models: Sequence[Model],
+        refs: Sequence[ModelRef],
+        *,
+        rests: Callable[[float], None],
+    ) -> None:
+        self._rests = rests
         self.clock = clock
         self.ledger = ledger
         self.tally = Tally()
@@ -110,17 +119,18 @@ class Pod:
 
     # ---- who asks --------------------------------------------------------------------------------------------
 
-    def ask(self, number: int, now_s: float, served: Callable[[Served], None], *, count: int = 1, span_s: float = 0.0) -> bool:
-        """Serve a line now if its model is there. False: it is not; ``wait`` for it, one request at a time."""
+    def ask(self, number: int, now_s: float, *, count: int = 1, span_s: float = 0.0) -> Served | None:
+        """Serve a line now if its model is there. None: it is not; ``wait`` for it, one request at a time."""
         ref = self._refs[number]
         place = self.ledger.hit(ref, now_s, count)
         if place is None:
-            return False
-        self._touch(ref, is_there=True)
-        end_s = now_s + max(self._models[number].serve_s, min(span_s, count * self._models[number].serve_s))
+            return None
+        if ref not in self.tally.touched:
+            self._touch(ref, is_there=True)
+        serve_s = self._models[number].serve_s
+        end_s = now_s + (serve_s if count == 1 else max(serve_s, min(span_s, count * serve_s)))
         self._lease(ref, place, end_s)
-        served(Served("hot", now_s, end_s))
-        return True
+        return Served("hot", now_s, end_s)
 
     def wait(self, number: int, due_s: float, served: Callable[[Served], None]) -> None:
         """One request that was due at ``due_s`` waits from now on for its model. ``served`` is told when it came."""
@@ -230,6 +240,8 @@ class Pod:
             plan = self.ledger.release(ref, place, now_s)
             if plan:
                 self._carry_out(plan)
+            if not self.running and not self._tickets:
+                self._rests(now_s)
 
         self.clock.at(until_s, release)
 

@@ -8,7 +8,7 @@ from html import escape
 from typing import Final, NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from loadtest.report.canvas import Panel, png
 from loadtest.simulation.table import HEADINGS, Rows, cells
@@ -110,6 +110,10 @@ def _along(
     above = [value for value in values if value > 0]
     if above and max(above) > FAR * min(above):
         axes.set_yscale("log")
+        spelt = FuncFormatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(spelt)
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(bottom=0)
     points = [point for point, _ in rows if point is not None]

@@ -113,7 +113,7 @@ class Pod:
         self._refs = refs
         self._numbers = {ref: number for number, ref in enumerate(refs)}
         self._needs = [Footprint(model.size_bytes, model.size_bytes, shares_ram=False) for model in models]
-        self._tickets: dict[int, Waiting] = {}
+        self._awaited: dict[int, list[Waiting]] = {}
         self._built_s: dict[Place, float] = {}
         self._wake_s = math.inf
 
@@ -140,8 +140,13 @@ class Pod:
         self._touch(ref, is_there=bool(books.of(ref)))
         ram = books.at(ref, RAM)
         start = "ram" if ram is not None and ram.state is State.READY else "s3"
-        ticket, plan = self.ledger.wait(ref, self._needs[number], now_s)
-        self._tickets[ticket] = Waiting(number, due_s, served, start)
+        waiting = Waiting(number, due_s, served, start)
+        if number in self._awaited:  # it shares the first one's ticket: the ledger would only find that nothing changed
+            self._awaited[number].append(waiting)
+            self.ledger.demand.note(ref, now_s)
+            return
+        self._awaited[number] = [waiting]
+        _, plan = self.ledger.wait(ref, self._needs[number], now_s)
         self._carry_out(plan)
 
     def preload(self, hot: Iterable[Warmth], numbers: Mapping[str, int], now_s: float) -> None:
@@ -187,8 +192,8 @@ class Pod:
         while waiting:  # a drop is done at once, and what follows from it comes after the rest of the plan
             action = waiting.pop(0)
             match action:
-                case Grant(ticket, ref, place):
-                    self._granted(self._tickets.pop(ticket), ref, place)
+                case Grant(_, ref, place):
+                    self._granted(self._awaited.pop(self._numbers[ref]), ref, place)
                 case Start(ref, target, source):
                     self._start(ref, target, source)
                 case Drop(ref, place):
@@ -226,11 +231,12 @@ class Pod:
 
         self.clock.at(begin_s + cost_s, end)
 
-    def _granted(self, waiting: Waiting, ref: ModelRef, place: Place) -> None:
+    def _granted(self, together: Sequence[Waiting], ref: ModelRef, place: Place) -> None:
         now_s = self.clock.now_s
-        end_s = now_s + self._models[waiting.number].serve_s
+        end_s = now_s + self._models[together[0].number].serve_s
         self._lease(ref, place, end_s)
-        waiting.served(Served(waiting.start, now_s, end_s))
+        for waiting in together:
+            waiting.served(Served(waiting.start, now_s, end_s))
 
     def _lease(self, ref: ModelRef, place: Place, until_s: float) -> None:
         self.running += 1
@@ -240,7 +246,7 @@ class Pod:
             plan = self.ledger.release(ref, place, now_s)
             if plan:
                 self._carry_out(plan)
-            if not self.running and not self._tickets:
+            if not self.running and not self._awaited:
                 self._rests(now_s)
 
         self.clock.at(until_s, release)
@@ -248,4 +254,4 @@ class Pod:
     @property
     def is_idle(self) -> bool:
         """Nobody is served and nobody waits."""
-        return not self.running and not self._tickets
+        return not self.running and not self._awaited

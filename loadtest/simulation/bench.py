@@ -37,8 +37,8 @@ SEEDS: Final = (1, 2, 3, 4, 5)
 SIZES_BYTES: Final = (250_000_000, 28_000_000_000)
 LOAD: Final = Span(1.0, 0.5)
 SHARES: Final = (0.05, 0.10, 0.20, 0.40)
-SERVEGEN_S: Final = 8 * 3_600.0
-"""Of its 14 days the first eight hours: 48 slots of 422 clients."""
+SERVEGEN_S: Final = 86_400.0
+"""Of its 14 days the first one: 144 slots of 422 clients, 227 million requests."""
 
 WAKES: Final = 40
 NEXT_S: Final = 600.0

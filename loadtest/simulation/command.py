@@ -6,6 +6,7 @@ Exit codes: 0 fine, 2 asked wrongly or a file cannot be read.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ class Scene:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; the exit codes are told above."""
     given = _parser().parse_args(argv)
+    gc.freeze()  # a day's record is millions of numbers, and every full collection would walk through all of them
+    gc.disable()
     try:
         scene = _scene(given)
         names = _names(given.policy)
@@ -48,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BadCatalogue, traces.BadTrace, OSError) as wrong:
         print(f"hearth simulate: {wrong}", file=sys.stderr)
         return USAGE
+    finally:
+        gc.enable()
     print(_told(scene))
     print(table(rows, given.sweep.partition("=")[0]))
     if given.sweep:

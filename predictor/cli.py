@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _serve(arguments)
     if arguments[:1] == ["controller"]:
         return _controller(arguments)
-    is_load = arguments[:1] == ["loadtest"]
-    given = _parser().parse_args(arguments[:1] if is_load else arguments)
+    foreign = {"loadtest": _loadtest, "simulate": _simulate}.get(arguments[0] if arguments else "")
+    given = _parser().parse_args(arguments[:1] if foreign else arguments)
     try:
-        return _loadtest(arguments) if is_load else int(given.run(given))
+        return foreign(arguments) if foreign else int(given.run(given))
     except HearthError as error:
         print(f"hearth {given.command}: {error.message}", file=sys.stderr)
         return 1
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("serve", help="serve the models below an S3 prefix", add_help=False)
     commands.add_parser("controller", help="own the model InferenceServices of a namespace", add_help=False)
     commands.add_parser("loadtest", help="drive a server with a schedule of requests", add_help=False)
+    commands.add_parser("simulate", help="what a pool would do with a trace, and how many GPUs that takes", add_help=False)
 
     demo = commands.add_parser("demo", help="see it work on this machine: 24 models, a device that holds six")
     demo.add_argument("--keep", action="store_true", help="leave the server running until Ctrl-C")
@@ -181,6 +182,12 @@ def _loadtest(arguments: list[str]) -> int:
     from loadtest.command import main as load  # noqa: PLC0415
 
     return load(arguments[1:])
+
+
+def _simulate(arguments: list[str]) -> int:
+    from loadtest.simulation.command import main as simulate  # noqa: PLC0415
+
+    return simulate(arguments[1:])
 
 
 def _demo(given: argparse.Namespace) -> int:

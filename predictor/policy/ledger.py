@@ -35,6 +35,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import ClassVar
 
 from predictor.model import ModelRef, Tier
 from predictor.policy.books import Books
@@ -68,7 +69,10 @@ class Ledger:
     demand   request rates, which the ledger notes requests in and values copies by
     preloads the queue of those that nobody waits for
     wake_s   moment from which ``tick`` has something to do though nothing else happens; infinity: none
+    rooms    how room is made; a simulation compares it with others
     """
+
+    rooms: ClassVar[type[Room]] = Room
 
     def __init__(self, budgets: Mapping[Place, int], demand: Demand, rules: Rules | None = None) -> None:
         assert RAM in budgets, f"no RAM budget among {list(budgets)}"
@@ -78,7 +82,7 @@ class Ledger:
         self.rules = rules or Rules()
         self.wake_s = math.inf
         self._waiting: dict[ModelRef, list[int]] = {}  # in order of the first waiter's arrival
-        self._room = Room(self.books, demand, self.rules, self._waiting)
+        self._room = self.rooms(self.books, demand, self.rules, self._waiting)
         self.preloads = Preloads(self.books, self._room, partial(self._start, background=True))
         self._spills: dict[ModelRef, None] = {}  # to be written to disk
         self._ticket = 0
@@ -134,14 +138,14 @@ class Ledger:
 
     # ---- requests --------------------------------------------------------------------------------------------
 
-    def hit(self, ref: ModelRef, now_s: float) -> Place | None:
-        """Lease a copy that is ready. None: there is none, and nothing was noted; ask again with ``wait``."""
+    def hit(self, ref: ModelRef, now_s: float, times: int = 1) -> Place | None:
+        """Lease a copy that is ready, for one request or so many. None: none is, nothing was noted; ask again with ``wait``."""
         copy = self.books.ready(ref)
         if copy is None:
             return None
         copy.holds += 1
         copy.used_s = now_s
-        self.demand.note(ref, now_s)
+        self.demand.note(ref, now_s, times)
         return copy.place
 
     def wait(self, ref: ModelRef, need: Footprint, now_s: float) -> tuple[int, Plan]:
@@ -354,7 +358,7 @@ class Ledger:
                 del self._spills[ref]
                 actions.append(self._start(ref, DISK, background=True))
             elif present is None:
-                worth = value(self.demand.rate(ref, now_s), source.load_s, self.books.needs[ref].disk_bytes)
+                worth = value(self.demand.prospect(ref, now_s), source.load_s, self.books.needs[ref].disk_bytes)
                 cheaper = [copy for copy in self._room.candidates(DISK, ref, now_s) if self._room.value(copy, now_s) < worth]
                 room = self._room.drop_until_fits(DISK, cheaper, ref, now_s)
                 if room is None:
@@ -370,8 +374,8 @@ class Ledger:
             for place in self.books.devices
             if self.budgets[place] >= need.size(place, filling=True) + need.activation_bytes and place not in blocked
         ]
-        if not fitting:
-            return None
+        if len(fitting) <= 1:
+            return fitting[0] if fitting else None
 
         def cost(place: Place) -> tuple[float, int]:
             missing_bytes = self.books.missing(ref, place)

@@ -80,7 +80,7 @@ class Room:
             copy.load_s / copy.size_bytes for copy in self.books.here(place) if copy.state is State.READY and copy.size_bytes
         )
         load_s = paces[len(paces) // 2] * size_bytes if paces else 0.0
-        return value(self.demand.rate(newcomer, now_s), load_s, size_bytes)
+        return value(self.demand.prospect(newcomer, now_s), load_s, size_bytes)
 
     def _is_spared(self, copy: Copy, now_s: float) -> bool:
         """Whether a request uses it, or it has not stayed long enough; or one that goes with it."""
@@ -168,7 +168,7 @@ class Room:
 
     def value(self, copy: Copy, now_s: float) -> float:
         """What the copy is worth: eviction.value."""
-        return value(self.demand.rate(copy.ref, now_s), copy.load_s, copy.size_bytes)
+        return value(self.demand.prospect(copy.ref, now_s), copy.load_s, copy.size_bytes)
 
     def cause(self, copy: Copy, kind: str, now_s: float, newcomer: ModelRef | None = None) -> Cause:
         """Why the copy goes, with the numbers of this moment."""

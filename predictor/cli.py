@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _serve(arguments)
     if arguments[:1] == ["controller"]:
         return _controller(arguments)
-    foreign = {"loadtest": _loadtest, "simulate": _simulate}.get(arguments[0] if arguments else "")
+    foreign = arguments[:1] in (["loadtest"], ["simulate"])
     given = _parser().parse_args(arguments[:1] if foreign else arguments)
     try:
-        return foreign(arguments) if foreign else int(given.run(given))
+        return _program(arguments) if foreign else int(given.run(given))
     except HearthError as error:
         print(f"hearth {given.command}: {error.message}", file=sys.stderr)
         return 1
@@ -178,16 +178,13 @@ def _controller(arguments: list[str]) -> int:
     return control(arguments[1:])
 
 
-def _loadtest(arguments: list[str]) -> int:
-    from loadtest.command import main as load  # noqa: PLC0415
-
-    return load(arguments[1:])
-
-
-def _simulate(arguments: list[str]) -> int:
-    from loadtest.simulation.command import main as simulate  # noqa: PLC0415
-
-    return simulate(arguments[1:])
+def _program(arguments: list[str]) -> int:
+    """Programs of their own, which bring their own libraries."""
+    if arguments[0] == "loadtest":
+        from loadtest.command import main as run  # noqa: PLC0415
+    else:
+        from loadtest.simulation.command import main as run  # noqa: PLC0415
+    return run(arguments[1:])
 
 
 def _demo(given: argparse.Namespace) -> int:

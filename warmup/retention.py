@@ -52,8 +52,3 @@ def keep_s(gaps_s: Sequence[float], *, cold_start_s: float, weight: float, longe
         if total_s < least_s:
             best_s, least_s = time_s, total_s
     return max(best_s, even_s) if best_s >= seen_s[-1] else best_s
-
-
-def paid_s(gaps_s: Sequence[float], time_s: float, *, costs_s: float) -> float:
-    """What a fixed ``time_s`` pays for these gaps: idle seconds, and ``costs_s`` for each that outlasts it."""
-    return sum(gap_s if gap_s <= time_s else time_s + costs_s for gap_s in gaps_s)

@@ -20,14 +20,13 @@ import numpy as np
 
 from loadtest import traces
 from loadtest.draws import Draw
-from loadtest.simulation import arrivals, catalogue
+from loadtest.simulation import arrivals, catalogue, retention_bench
 from loadtest.simulation.arrivals import Arrivals
 from loadtest.simulation.catalogue import Model, Span
 from loadtest.simulation.eviction_bench import Loads, replay
 from predictor.heat import Warmth
 from predictor.policy.demand import Demand
 from predictor.policy.hotset import ordered
-from warmup.retention import keep_s, paid_s
 
 AZURE_8H: Final = "azure2019_500fn_8h_counts.csv"
 AZURE_24H: Final = "azure2019_1250fn_24h_counts.csv.gz"
@@ -44,10 +43,6 @@ WAKES: Final = 40
 NEXT_S: Final = 600.0
 SEEN_S: Final = 3_600.0
 """A pool has been asked for so long, at least, before it wakes."""
-
-GROUP: Final = 5
-COLD_STARTS_S: Final = (15.0, 60.0, 300.0)
-"""Seconds of a cold start times its weight, for retention."""
 
 
 @dataclass(frozen=True)
@@ -158,56 +153,13 @@ def _filled(order: Sequence[int], models: Sequence[Model], capacity_bytes: int) 
 
 
 def retention(folder: Path) -> Iterator[Line]:
-    """Idle seconds and cold starts that a pool pays which keeps its last pod for ``keep_s``, beside the best fixed time.
-
-    A pool is asked by five functions of the trace: few enough for zero to happen. The best fixed time is of the candidates
-    0 and every gap, known only afterwards, and another one for every pool.
-    """
-    for name in (AZURE_8H, AZURE_24H):
+    """Idle seconds and cold starts that pools pay which keep their last pod for ``keep_s``, beside their best fixed times."""
+    for name in (AZURE_8H, AZURE_24H, SERVEGEN):
         asked = _arrivals(folder / name, 1)
-        for cold_s in COLD_STARTS_S:
-            online = best = 0.0
-            for first in range(0, asked.models, GROUP):
-                rows = (asked.model >= first) & (asked.model < first + GROUP)
-                # Lines of many requests last a few seconds; a pod is not idle in these.
-                gaps_s = np.diff(asked.due_s[rows]) - asked.span_s[rows][:-1]
-                gaps = gaps_s[gaps_s > 1.0].tolist()
-                if not gaps:
-                    continue
-                online += _online_s(gaps, cold_s)
-                best += min(paid_s(gaps, time_s, costs_s=cold_s) for time_s in _candidates(gaps))
-            yield Line(
-                f"retention: paid / best fixed time in hindsight, a cold start costs {cold_s:g} s",
-                name,
-                online / best,
-                online / best,
-                online / best,
-                1.10,
-            )
-
-
-def _online_s(gaps: Sequence[float], cold_s: float) -> float:
-    paid = 0.0
-    kept_s = 0.0
-    for number, gap_s in enumerate(gaps):
-        if number < DENSE or number % EVERY == 0:
-            kept_s = keep_s(gaps[max(0, number - 500) : number], cold_start_s=cold_s, weight=1.0, longest_s=LONGEST_S)
-        paid += paid_s((gap_s,), kept_s, costs_s=cold_s)
-    return paid
-
-
-DENSE: Final = 50
-EVERY: Final = 50
-"""After ``DENSE`` gaps, the time is computed anew after so many only: the controller looks at a pool far more often."""
-
-LONGEST_S: Final = 3_600.0
-CANDIDATES: Final = 200
-
-
-def _candidates(gaps: Sequence[float]) -> list[float]:
-    """Quantiles of what occurred: of thousands of gaps, not every one is tried."""
-    found = np.quantile(np.array(gaps), np.linspace(0.0, 1.0, CANDIDATES), method="higher")
-    return [0.0, *(time_s for time_s in found.tolist() if time_s <= LONGEST_S)]
+        for row in retention_bench.rows(asked.due_s, asked.model):
+            told = f"retention, pools of {row.size}, a cold start costs {row.costs_s:g} s: paid / best fixed time in hindsight"
+            note = f"{row.pools} pools; mean of their ratios {row.mean:.3f}; break-even alone {row.even / row.best:.3f}"
+            yield Line(told, name, row.paid / row.best, min(row.ratios), max(row.ratios), 1.10, note)
 
 
 def _mean(values: Sequence[float]) -> float:

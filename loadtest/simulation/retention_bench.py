@@ -6,7 +6,6 @@ with ``LEAST_GAP_S``: gaps below it are no reason to let a pod go, are noted by 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from loadtest.draws import Draw
 from warmup.activity import LEAST_GAP_S, MAX_GAPS
 from warmup.retention import keep_s
 
@@ -84,7 +84,7 @@ def rows(
 def gaps_of(due_s: Floats, function: NDArray[np.int64], size: int, seed: int = 1) -> Iterator[Floats]:
     """Gaps of every pool of ``size`` functions that has some, in order."""
     names = [int(name) for name in np.unique(function)]
-    random.Random(seed).shuffle(names)  # noqa: S311 (which function is in which pool)
+    Draw(seed, "pools").shuffle(names)
     pool_of = np.zeros(max(names, default=0) + 1, np.int64)
     pool_of[names] = np.arange(len(names)) // size
     pool = pool_of[function]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warmup.retention import RECENT, SMEAR, keep_s, paid_s
+from warmup.retention import RECENT, SMEAR, keep_s
 
 COLD_S = 20.0
 WEIGHT = 15.0
@@ -17,6 +17,11 @@ COSTS_S = COLD_S * WEIGHT
 HOUR_S = 3600.0
 
 gaps = st.lists(st.floats(0.1, 20_000), max_size=40)
+
+
+def paid_s(gaps_s: Sequence[float], time_s: float, *, costs_s: float) -> float:
+    """What a fixed ``time_s`` pays for these gaps: idle seconds, and ``costs_s`` for each that outlasts it."""
+    return sum(gap_s if gap_s <= time_s else time_s + costs_s for gap_s in gaps_s)
 
 
 def kept(gaps_s: Sequence[float], *, longest_s: float = HOUR_S, shortest_s: float = 0.0) -> float:

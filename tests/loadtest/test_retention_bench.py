@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from loadtest.simulation.retention_bench import HEADINGS, best_fixed, fixed, gaps_of, online, row, rows
+from tests.warmup.test_retention import paid_s
 from warmup.activity import LEAST_GAP_S
-from warmup.retention import paid_s
 
 
 def test_gaps_are_those_of_a_pools_functions_together() -> None:

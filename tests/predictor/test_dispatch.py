@@ -217,9 +217,7 @@ async def test_a_batch_that_hangs_in_its_own_worker_holds_the_others_up_for_a_se
     device.submit(job(POISON), last := job(5, ref=B), terms=Terms())
     began_s = loop.time()
     await last.answer
-    assert loop.time() - began_s == pytest.approx(4 * 0.3 + 0.3, abs=0.05), (
-        "what hung until its worker died says nothing of its pace"
-    )
+    assert loop.time() - began_s == pytest.approx(4 * 0.3 + 0.3, abs=0.05), "what hung says nothing of its pace"
 
 
 async def test_within_one_worker_nothing_overtakes_what_hangs() -> None:

@@ -99,7 +99,8 @@ def _sentence(event: Event) -> str:
         case "dropped":
             return f"{version} left {event.place}: {_reason(event)}"
         case _:
-            return f"{version} {HEALTH.get(event.what, event.what)} in {event.place}: {event.cause}"
+            told = HEALTH.get(event.what, "")
+            return f"{version} {told} in {event.place}: {event.cause}" if told else f"{version}: {event.what} ({event.place})"
 
 
 def _reason(event: Event) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
@@ -35,12 +35,12 @@ LINGER_S: Final = 10.0
 STOP_S: Final = 5.0
 
 
-def domain_of(spec: ModelSpec, isolation: str, quarantined: Collection[ModelRef]) -> str:
+def domain_of(spec: ModelSpec, isolation: str, quarantined: Callable[[ModelRef], bool]) -> str:
     """The name of the worker that the model belongs into; models with equal names share it."""
     ref = spec.ref
     if isolation == MODEL:
         return f"{MODEL}:{ref}@{ref.revision}"
-    if ref in quarantined:
+    if quarantined(ref):
         return f"quarantine:{ref}@{ref.revision}"
     return f"{TENANT}:{spec.tenant or ref.namespace}" if isolation == TENANT else POOL
 

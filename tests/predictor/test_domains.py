@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -70,6 +70,7 @@ class Bench:
         self.unmade: list[FakeWorker] = []
         self.told: list[tuple[str, object]] = []
         self.sick: set[ModelRef] = set()
+        self.gives_way = 0
         self.domains = Domains(
             0,
             self._make,
@@ -94,6 +95,13 @@ class Bench:
 
     def carries(self, ref: ModelRef) -> None:
         self.told.append(("carries", ref))
+
+    def vacate(self, device: int, groups: Sequence[tuple[ModelRef, ...]]) -> bool:
+        self.told.append(("vacate", tuple(groups)))
+        for refs in groups[: self.gives_way]:
+            for ref in refs:
+                asyncio.get_running_loop().call_later(1.0, self.domains.leave, ref)
+        return self.gives_way > 0
 
     def enter(self, *specs: ModelSpec) -> list[FakeWorker]:
         return [cast("FakeWorker", self.domains.enter(one)) for one in specs]
@@ -166,6 +174,21 @@ async def test_of_too_many_workers_the_one_that_was_empty_longest_makes_room_and
     await asyncio.sleep(1.0)
     assert [worker.stopped for worker in bench.made] == [1, 1, 0, 0, 0]
     assert bench.unmade == [bench.made[1], bench.made[0]]
+
+
+async def test_a_model_that_needs_a_worker_waits_until_anothers_models_made_way_or_fails() -> None:
+    bench = Bench("model", max_workers=2)
+    a, b, c = (spec(name) for name in "abc")
+    bench.enter(a, b)
+    with pytest.raises(NoWorkerLeft):
+        await bench.domains.enter_in_time(c)
+    assert bench.told == [("vacate", ((a.ref,), (b.ref,)))]
+    bench.gives_way = 1
+    began_s = asyncio.get_running_loop().time()
+    worker = await bench.domains.enter_in_time(c)
+    assert asyncio.get_running_loop().time() - began_s == pytest.approx(1.0)
+    assert cast("FakeWorker", worker).name == "model:c:1@r"
+    assert bench.domains.lane(a.ref) is None
 
 
 async def test_the_first_model_carries_its_worker_and_hands_it_on_when_it_goes() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import httpx
 import pytest
@@ -234,3 +235,55 @@ def _passages(pid: int) -> set[int]:
             if "memfd:hearth:requests" in str(link.readlink()):
                 found.add(link.stat().st_ino)
     return found
+
+
+DEATHS = int(os.environ.get("SOAK_DEATHS", "50"))
+WARM = 3
+"""Deaths before the first look: what is set up once is no leak."""
+
+
+class Holdings(NamedTuple):
+    """What a front holds. ``shared``: mappings of shared memory, its own and answers'; ``private_bytes``: memory of its own."""
+
+    descriptors: int
+    processes: int
+    shared: int
+    private_bytes: int
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        return cls(
+            len(list(Path(f"/proc/{pid}/fd").iterdir())),
+            len(descendants(pid)),
+            Path(f"/proc/{pid}/maps").read_text().count("memfd:hearth"),
+            int(Path(f"/proc/{pid}/status").read_text().partition("RssAnon:")[2].split()[0]) << 10,
+        )
+
+
+@pytest.mark.timeout(120 + 10 * DEATHS)
+@pytest.mark.parametrize("isolation", ["pool", "model"])
+def test_deaths_in_a_row_leave_nothing_behind(s3: FakeS3, isolation: str) -> None:
+    """SOAK_DEATHS deaths in all: `make soak` has 1,000."""
+    names = [f"e-{name}" for name in TEMPERS if name != "sleep"]
+    large = [[1.0, 2.0, 3.0, 4.0]] * 4096
+    with serving(s3, isolation, quarantine_backoff_s="0") as server:
+        assert server.infer("h0").status_code == 200
+        held: list[Holdings] = []
+        for number in range(WARM + -(-DEATHS // 2)):
+            name = names[number % len(names)]
+            assert server.infer(name, large).status_code == 200
+            answer = server.infer(name, [[666.0, float(number), 0.0, 0.0], *large])  # another request each time: no poison
+            assert answer.status_code == 502, answer.text
+            assert server.infer("h0").status_code == 200
+            held.append(Holdings.of(server.process.pid))
+        for name in names:
+            assert server.infer(name).status_code == 200
+        metrics = server.admin.get("/metrics").text
+        assert f'hearth_worker_deaths_total{{device="0"}} {len(held)}.0' in metrics
+        least, last = held[WARM - 1], held[-1]
+        print(f"{isolation}: {len(held)} deaths: " + " ".join(str(tuple(one)) for one in held))  # noqa: T201 (make soak shows it)
+        assert last.descriptors <= max(one.descriptors for one in held[:WARM]) + 2 * len(names) * 8
+        assert last.processes <= 1 + len(names) + 1
+        assert last.shared <= max(one.shared for one in held[:WARM]) + 2 * len(names) * 8
+        growth = last.private_bytes - least.private_bytes
+        assert growth < (8 << 20) + (16 << 10) * len(held), f"{growth} bytes more after {len(held)} deaths"

@@ -47,6 +47,7 @@ from predictor.tiers.slabs import AHEAD_BYTES, SlabPool
 from predictor.tiers.store import Stores
 from predictor.workers.dispatch import Dispatcher
 from predictor.workers.domains import POOL, Domains
+from predictor.workers.spawn import spawn
 
 log = logging.getLogger("hearth")
 
@@ -121,6 +122,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         recovery,
         kind=booted.kind,
         threads=booted.threads,
+        starter=lambda device, kind, threads, _name: spawn(device, kind, threads),
         pool=pool,
         passage=passage,
         on_ready=lambda hello: timeline.mark("imported", hello.imported_s),

@@ -17,8 +17,8 @@ from predictor.tiers.device import CONTEXT_BYTES, FORKED_BYTES, Apart
 from predictor.wire import Hello
 from predictor.workers.death import Death
 from predictor.workers.domains import POOL, Domains, domain_of
-from predictor.workers.spawn import Spawned, spawn
-from predictor.workers.worker import Pool, Worker
+from predictor.workers.spawn import Spawned
+from predictor.workers.worker import Pool, Starter, Worker
 
 HEAP_BYTES: Final = 256 << 20
 """What a worker may allocate beyond its device's budget and the request bodies: its heap's slack, and the runtimes' own."""
@@ -32,6 +32,7 @@ class Crew:
     """Makes the workers of all devices; knows which of them is whose.
 
     kind, threads  of every worker
+    starter        of their processes
     pool           where weights are
     passage        where requests are received
     on_ready       told of every worker that is up
@@ -47,6 +48,7 @@ class Crew:
         *,
         kind: str,
         threads: int,
+        starter: Starter,
         pool: Pool,
         passage: Passage,
         on_ready: Callable[[Hello], object],
@@ -57,6 +59,7 @@ class Crew:
         self._recovery = recovery
         self._kind = kind
         self._threads = threads
+        self._starter = starter
         self._pool = pool
         self._passage = passage
         self._on_ready = on_ready
@@ -72,7 +75,7 @@ class Crew:
                 device=device,
                 kind=self._kind,
                 threads=self._threads,
-                starter=lambda device, kind, threads, _name: spawn(device, kind, threads),
+                starter=self._starter,
                 name=name,
                 successor=False,
                 pool=self._pool,

@@ -44,6 +44,24 @@ class Settings(BaseSettings):
     trust: Literal["data", "code"] = Field(
         "data", description="`data` admits formats that are only data (ONNX); `code` also runs the models' own model.py."
     )
+    isolation: Literal["pool", "tenant", "model"] = Field(
+        "pool",
+        description="Which models share a worker process: all of the `pool`, each `tenant`'s, or none (`model`). In the last "
+        "two a worker sees the weights and requests of its own models only.",
+    )
+    max_workers: int = Field(
+        64, ge=1, le=4096, description="Worker processes per device, where models do not all share one; more are not started."
+    )
+    quarantine_backoff_s: float = Field(
+        1.0,
+        ge=0,
+        le=600,
+        description="A model that ended its worker is not loaded for so long, doubled by every further death up to 10 min; 0: "
+        "at once.",
+    )
+    poison_ttl_s: float = Field(
+        600.0, ge=0, description="Requests that ended two workers are refused with 422 for so long; 0: never."
+    )
     ram_budget_bytes: int | None = Field(
         None,
         gt=0,

@@ -65,6 +65,8 @@ METRICS: Final = (
     Metric("hearth_waiting_requests", "gauge", (), "Requests waiting for a model."),
     Metric("hearth_in_flight_requests", "gauge", (), "Requests inside the pod."),
     Metric("hearth_worker_deaths_total", "counter", ("device",), "Worker processes that ended unasked."),
+    Metric("hearth_model_deaths_total", "counter", ("model", "cause"), "Worker processes that a model ended, and by what."),
+    Metric("hearth_quarantined", "gauge", (), "Models that have a worker of their own because they ended one, or may have."),
     Metric("hearth_fetched_bytes_total", "counter", (), "Bytes of model files read from the model store."),
     Metric("hearth_store_requests_total", "counter", ("operation", "status"), "Requests to the model store."),
 )

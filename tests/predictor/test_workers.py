@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import struct
@@ -14,13 +15,14 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.errors import LoadFailed, ModelFailed, SchemaMismatch, WorkerDied, WorkerRestarting
+from predictor.errors import ComputedTooLong, LoadFailed, ModelFailed, SchemaMismatch, WorkerDied, WorkerRestarting, WorkerTaken
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
 from predictor.passage import Passage
 from predictor.tiers.slabs import Arena, SlabPool
 from predictor.wire import FRAME, Frames, Hello, Run, Tensor, Unload, encode_head, to_worker_decoder
+from predictor.workers.death import Death
 from predictor.workers.dispatch import Answer, Outcome, Work
-from predictor.workers.spawn import cpu_quota
+from predictor.workers.spawn import cpu_quota, spawn
 from predictor.workers.worker import Worker
 from tests.fakes.arenas import fragment, write
 from tests.fakes.zoo import affine_onnx, affine_pytorch
@@ -66,9 +68,10 @@ def alive(pid: int) -> bool:
 class Bench:
     """One worker and the arenas of its models."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, successor: bool = True) -> None:
         self.hellos: list[Hello] = []
         self.deaths: list[str] = []
+        self.died: list[Death] = []
         self.lost = 0
         self.arenas: list[Arena] = []
         self.pool = SlabPool(64 << 20)
@@ -79,12 +82,18 @@ class Bench:
             threads=1,
             pool=self.pool,
             passage=self.passage,
+            successor=successor,
+            starter=lambda device, kind, threads, _name: spawn(device, kind, threads),
             build_timeout_s=60.0,
             execute_timeout_s=3.0,
             on_ready=self.hellos.append,
             on_lost=self._count,
-            on_death=self.deaths.append,
+            on_death=self._died,
         )
+
+    def _died(self, death: Death) -> None:
+        self.deaths.append(death.reason)
+        self.died.append(death)
 
     def _count(self) -> None:
         self.lost += 1
@@ -133,12 +142,12 @@ class Bench:
     def pid(self) -> int:
         return self.hellos[-1].pid
 
-    async def until_it_computes(self) -> None:
+    async def until_it_computes(self, *, building: bool = False) -> None:
         """Only the worker knows when, and it says so on the page it shares with the front."""
         spawned = self.worker._spawned
         assert spawned is not None
         async with asyncio.timeout(30):
-            while spawned.page[:8] == bytes(8):  # noqa: ASYNC110 (another process writes it)
+            while spawned.page[8 * building :][:8] == bytes(8):  # noqa: ASYNC110 (another process writes it)
                 await asyncio.sleep(0.01)
 
     def mapped(self) -> int:
@@ -253,7 +262,7 @@ async def test_the_request_inside_a_killed_worker_fails_and_those_behind_it_may_
 
 async def test_a_request_that_computes_for_too_long_costs_the_worker_its_life(bench: Bench) -> None:
     ref = await bench.load("hung", affine_pytorch(scale=1.0), sleep_s=1000.0)
-    with pytest.raises(ModelFailed, match="HEARTH_EXECUTE_TIMEOUT_S"):
+    with pytest.raises(ComputedTooLong, match="HEARTH_EXECUTE_TIMEOUT_S"):
         await bench.ask(ref, *X)
     ref = await bench.load("after", affine_onnx(scale=1.0))
     assert values(await bench.ask(ref, *X))[0] == 2.0
@@ -325,6 +334,64 @@ async def test_a_build_that_takes_too_long_fails_when_its_worker_is_dead(bench: 
     with pytest.raises(LoadFailed, match="HEARTH_BUILD_TIMEOUT_S"):
         await bench.worker.load(spec, arena, copy=False)
     assert not alive(pid)
+
+
+async def test_a_worker_that_dies_while_it_computes_and_builds_has_two_suspects_and_neither_load_is_lost(bench: Bench) -> None:
+    slow = await bench.load("computing", affine_pytorch(scale=1.0), sleep_s=2.0)
+    files = {**affine_pytorch(scale=1.0), "model.py": b"import time; time.sleep(2)\n" + affine_pytorch(scale=1.0)["model.py"]}
+    spec, arena = bench.prepare("building", files)
+    loading = asyncio.create_task(bench.worker.load(spec, arena, copy=False))
+    await bench.until_it_computes(building=True)
+    asked = bench.ask(slow, *X)
+    await bench.until_it_computes()
+    os.kill(bench.pid, signal.SIGKILL)
+    died, restarting = await asyncio.gather(asked, loading, return_exceptions=True)
+    assert (type(died), type(restarting)) == (WorkerDied, WorkerRestarting)
+    assert "may have been, another model's doing" in str(died)
+    assert (bench.died[-1].culprit, set(bench.died[-1].suspects)) == (None, {slow, spec.ref})
+
+
+async def test_who_is_blamed_for_an_end_by_force_is_told_and_what_another_model_computed_was_not_its_doing(
+    bench: Bench,
+) -> None:
+    slow = await bench.load("inside", affine_pytorch(scale=1.0), sleep_s=2.0)
+    fat = await bench.load("fat", affine_onnx(scale=1.0))
+    asked = bench.ask(slow, *X)
+    await bench.until_it_computes()
+    bench.worker.end("its memory ran away", "memory", fat)
+    with pytest.raises(WorkerTaken, match="its memory ran away"):
+        await asked
+    assert bench.died[-1] == Death("", "its memory ran away", "memory", fat)
+
+
+async def test_an_idle_death_blames_nobody_and_one_inside_blames_who_was(bench: Bench) -> None:
+    slow = await bench.load("slow-again", affine_pytorch(scale=1.0), sleep_s=2.0)
+    os.kill(bench.pid, signal.SIGKILL)
+    with contextlib.suppress(WorkerDied):
+        await bench.worker.unload(slow)
+    slow = await bench.load("slow-again", affine_pytorch(scale=1.0), sleep_s=2.0)
+    assert bench.died[-1] == Death("", "killed by SIGKILL", "SIGKILL")
+    asked = bench.ask(slow, *X)
+    await bench.until_it_computes()
+    os.kill(bench.pid, signal.SIGKILL)
+    with pytest.raises(WorkerDied, match="model slow-again:1 ended its worker"):
+        await asked
+    assert bench.died[-1].culprit == slow
+
+
+async def test_a_worker_without_a_successor_ends_for_good_and_a_load_that_waits_for_it_may_go_elsewhere() -> None:
+    bench = Bench(successor=False)
+    await bench.worker.start()
+    ref = await bench.load("m", affine_onnx(scale=1.0))
+    spec, arena = bench.prepare("late", affine_onnx(scale=1.0))
+    os.kill(bench.pid, signal.SIGKILL)
+    with contextlib.suppress(WorkerDied):
+        await bench.worker.unload(ref)
+    with pytest.raises(WorkerRestarting):
+        await bench.worker.load(spec, arena, copy=False)
+    assert len(bench.hellos) == 1
+    await bench.worker.stop(5.0)
+    bench.close()
 
 
 async def test_model_code_cannot_write_into_the_pool_by_any_road(bench: Bench) -> None:

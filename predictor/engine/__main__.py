@@ -8,6 +8,7 @@ may print, our sockets are not there.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import mmap
 import os
@@ -15,58 +16,105 @@ import random
 import signal
 import socket
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 from predictor.boundary import Boundary
-from predictor.engine.process import die_with
+from predictor.engine import confine
+from predictor.engine.process import die_with, expendable
 
-Descriptors = tuple[int, int, int]
-"""Of stream, control and page."""
+
+class Start(NamedTuple):
+    """What a worker is told: whose it is, what it computes on, its descriptors, and its bounds.
+
+    boundary  as boundary.Boundary tells it
+    scratch   the one folder it may write to; "": there is none
+    """
+
+    front: int
+    device: int
+    threads: int
+    stream: int
+    control: int
+    page: int
+    boundary: str
+    scratch: str
+
+    def arguments(self) -> list[str]:
+        """As a command takes it."""
+        return [str(value) for value in self]
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> Start:
+        """What ``arguments`` made."""
+        front, device, threads, stream, control, page = (int(argument) for argument in arguments[:6])
+        return cls(front, device, threads, stream, control, page, *arguments[6:])
 
 
 def main() -> None:
     """Run until the front is gone."""
-    kind = sys.argv[1]
-    front, index, threads, stream, control, page = (int(argument) for argument in sys.argv[2:8])
-    die_with(front)
-    if os.getsid(0) != os.getpid():
+    kind, start = sys.argv[1], Start.parse(sys.argv[2:])
+    die_with(start.front)
+    if os.getsid(0) != os.getpid():  # else a zygote's child started over
         os.setsid()
-    # SIGTERM and Ctrl-C go to the whole group; when the front is done with us it closes the socket.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore_signals()
+    confine.complain(Boundary.heard(start.boundary))
     # Importing makes half a million objects that all stay: looking through them for garbage costs 0.15 s of 1.15.
     gc.disable()
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # its threads would begin here, outside the boundary
-    from predictor.engine import server  # noqa: F401, PLC0415 (imports torch: only once the front's death is ours)
-
-    set_threads(threads)
-    work(kind, index, threads, (stream, control, page), sys.argv[8], sys.argv[9])
+    import_alone()
+    work(kind, start)
 
 
-def work(kind: str, index: int, threads: int, descriptors: Descriptors, boundary: str, scratch: str) -> None:
+def ignore_signals() -> None:
+    """SIGTERM and Ctrl-C may go to everybody; when the front is done with us it closes the socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def import_alone() -> None:
+    """Import torch and what else every worker needs, without a second thread: it would not be confined, nor forked.
+
+    Only numpy's OpenBLAS starts some when it is imported; ``set_threads`` gives them to it later.
+    """
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    from predictor.engine import server  # noqa: F401, PLC0415 (only once the front's death is ours)
+
+
+def work(kind: str, start: Start) -> None:
     """Compute until the front is gone."""
-    from predictor.engine.server import serve  # noqa: PLC0415 (as above)
+    from predictor.engine import memory, server  # noqa: PLC0415 (as above)
 
-    stream, control, page = descriptors
-    serve(
+    expendable()
+    memory.open_counter()
+    confine.settle(start.scratch)
+    confine.confine(Boundary.heard(start.boundary), start.scratch, kind=kind)
+    set_threads(start.threads)
+    server.serve(
         kind,
-        threads,
-        index=index,
-        stream=socket.socket(fileno=stream),
-        control=socket.socket(fileno=control),
-        page=mmap.mmap(page, mmap.PAGESIZE),
+        start.threads,
+        index=start.device,
+        stream=socket.socket(fileno=start.stream),
+        control=socket.socket(fileno=start.control),
+        page=mmap.mmap(start.page, mmap.PAGESIZE),
     )
 
 
-def start_over(front: int, index: int, threads: int, descriptors: Descriptors, boundary: str, scratch: str) -> None:
-    """Become a worker that shares nothing with a zygote. Does not return."""
-    numbers = [str(number) for number in (front, index, threads, *descriptors)]
-    for descriptor in descriptors:
+def start_over(start: Start) -> None:
+    """Become a worker that shares nothing with the zygote that forked it. Does not return."""
+    for descriptor in (start.stream, start.control, start.page):
         os.set_inheritable(descriptor, True)  # noqa: FBT003 (the os module's own signature)
-    os.execv(sys.executable, [sys.executable, "-m", "predictor.engine", "cpu", *numbers, boundary, scratch])  # noqa: S606 (our own)
+    os.execv(sys.executable, [sys.executable, "-m", "predictor.engine", "cpu", *start.arguments()])  # noqa: S606 (our own)
 
 
 def set_threads(threads: int) -> None:
-    """Tell the libraries that were imported by another process, or without threads, how many they have."""
+    """Tell the libraries how many they have; torch is told by the server."""
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)))
+    if threads > 1:
+        paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "openblas" in line}
+        for library in map(ctypes.CDLL, paths):
+            for name in ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_", "openblas_set_num_threads"):
+                if hasattr(library, name):
+                    getattr(library, name)(threads)
 
 
 def reseed() -> None:

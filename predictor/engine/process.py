@@ -16,6 +16,9 @@ PR_SET_NAME: Final = 15
 ARGUMENTS: Final = 45
 """Which of the fields of /proc/self/stat behind the command's name is the address of the arguments; the next is their end."""
 
+EXPENDABLE: Final = 100
+"""What is added to a worker's badness, in thousandths of all memory."""
+
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -34,3 +37,10 @@ def name_process(name: str) -> None:
         begin, end = int(fields[ARGUMENTS]), int(fields[ARGUMENTS + 1])
         # Over the arguments the kernel gave us, in their place.
         ctypes.memmove(begin, name.encode()[: end - begin - 1].ljust(end - begin, b"\0"), end - begin)
+
+
+def expendable() -> None:
+    """Have the kernel, when memory is short, end a worker before the front that would start it again."""
+    path = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError, ValueError):
+        path.write_text(str(min(int(path.read_text()) + EXPENDABLE, 1000)))

@@ -13,14 +13,17 @@ import ctypes
 import gc
 import os
 import select
-import signal
 import socket
 import struct
 import sys
 import time
 import traceback
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import Final
 
+from predictor.boundary import Boundary
+from predictor.engine import __main__ as worker
+from predictor.engine import confine
 from predictor.engine.process import die_with, name_process
 
 REQUEST: Final = struct.Struct("<II")
@@ -34,33 +37,15 @@ ADOPTION_S: Final = 10.0
 """Longest wait of a worker for its process in between to end, which takes 5 ms."""
 
 
-class Request(NamedTuple):
-    """One worker to fork. See workers/zygote.py for the message."""
-
-    device: int
-    threads: int
-    scratch: str
-    name: str
-    stream: int
-    control: int
-    page: int
-    report: int
-
-
 def main() -> None:
     """Fork until the front is gone."""
     front, requests = int(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))
     die_with(front)
     os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    worker.ignore_signals()
+    confine.complain(Boundary.heard(sys.argv[3]))
     gc.disable()  # see __main__.py
-    # numpy's OpenBLAS starts its threads when it is imported; workers set their number themselves.
-    threads = os.environ.get("OPENBLAS_NUM_THREADS", "1")
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    from predictor.engine import server  # noqa: F401, PLC0415 (imports torch: only once the front's death is ours)
-
-    os.environ["OPENBLAS_NUM_THREADS"] = threads
+    worker.import_alone()
     gc.freeze()  # a child's collections shall not write to what it shares with us
     name_process("hearth-zygote")
     complete = False
@@ -69,10 +54,10 @@ def main() -> None:
             _import_rest()
             complete = True
             continue
-        request = _receive(requests)
+        request = _receive(requests, front)
         if request is None:
             return
-        _fork(request, front, requests)
+        _fork(requests, *request)
 
 
 def _import_rest() -> None:
@@ -84,69 +69,70 @@ def _import_rest() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-def _receive(requests: socket.socket) -> Request | None:
-    """The next request. None: the front is gone, or done with us."""
+def _receive(requests: socket.socket, front: int) -> tuple[worker.Start, str, int] | None:
+    """The next worker to fork, its name, and where its pid is told. None: the front is gone, or done with us."""
     told, descriptors, _, _ = socket.recv_fds(requests, REQUEST_BYTES, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
     if not told:
         return None
     assert len(descriptors) == DESCRIPTORS, f"{len(descriptors)} descriptors came with a request"
     device, threads = REQUEST.unpack_from(told)
     scratch, _, name = told[REQUEST.size :].partition(b"\0")
-    return Request(device, threads, os.fsdecode(scratch), name.decode(), *descriptors)
+    *ends, report = descriptors
+    stream, control, page = ends
+    start = worker.Start(front, device, threads, stream, control, page, sys.argv[3], os.fsdecode(scratch))
+    return start, name.decode(), report
 
 
-def _fork(request: Request, front: int, requests: socket.socket) -> None:
-    alone = len(os.listdir("/proc/self/task")) == 1
+def _fork(requests: socket.socket, start: worker.Start, name: str, report: int) -> None:
+    alone = len(list(Path("/proc/self/task").iterdir())) == 1
     try:
         between = os.fork()
         if not between:
-            _between(request, front, requests, alone=alone)
+            requests.close()
+            _between(start, name, report, alone=alone)
         os.waitpid(between, 0)
     except OSError as error:
         print(f"hearth: a worker could not be forked: {error}", file=sys.stderr)  # noqa: T201 (a process without a log)
     finally:
         # The last to close it: now the worker is the front's child, or will never be.
-        for descriptor in request[4:]:
+        for descriptor in (start.stream, start.control, start.page, report):
             os.close(descriptor)
 
 
-def _between(request: Request, front: int, requests: socket.socket, *, alone: bool) -> None:
+def _between(start: worker.Start, name: str, report: int, *, alone: bool) -> None:
     """The process between zygote and worker. Does not return."""
     status = 1
     try:
-        requests.close()
         pid = os.fork()
         if pid:
-            os.write(request.report, pid.to_bytes(8, "little"))
+            os.write(report, pid.to_bytes(8, "little"))
         else:
-            _live(request, front, alone=alone)
+            os.close(report)
+            _live(start, name, alone=alone)
         status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else status
     except BaseException:  # noqa: BLE001 (the root of a process)
         traceback.print_exc()
     finally:
         os._exit(status)
 
 
-def _live(request: Request, front: int, *, alone: bool) -> None:
+def _live(start: worker.Start, name: str, *, alone: bool) -> None:
     """The worker, until its front is done with it."""
-    os.close(request.report)
     os.setsid()
     give_up_s = time.monotonic() + ADOPTION_S
-    while os.getppid() != front:
+    while os.getppid() != start.front:
         if time.monotonic() > give_up_s:
             return
         time.sleep(0.0005)
-    die_with(front)
-    name_process(f"hearth-worker {request.name}")
-    from predictor.engine import __main__ as worker  # noqa: PLC0415 (imports nothing that is not here by now)
-
-    descriptors = (request.stream, request.control, request.page)
+    die_with(start.front)
+    name_process(f"hearth-worker {name}")
     if not alone:
         # A library started a thread here: it may have held any lock when we forked, so nothing is safe but to start over.
-        worker.start_over(front, request.device, request.threads, descriptors, sys.argv[3], request.scratch)
+        worker.start_over(start)
     worker.reseed()
-    worker.set_threads(request.threads)
-    worker.work("cpu", request.device, request.threads, descriptors, sys.argv[3], request.scratch)
+    worker.work("cpu", start)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def make() -> str:
 
 
 def remove(path: str) -> None:
-    """Remove a folder that ``make`` made: at once if it is empty, else in a thread, for a model may have left a million files."""
+    """Remove a folder that ``make`` made: at once if it is empty, else in a thread: a model may have left a million files."""
     try:
         Path(path).rmdir()
     except OSError:

@@ -1,4 +1,4 @@
-"""Starts a worker process, and what is known of one from outside. Standard library only: the boot does this before anything else.
+"""Starts a worker process, and what is known of one from outside. Standard library only: the boot does this first of all.
 
 What stays out: forking workers instead of starting them (zygote.py), talking to one and starting its successor (worker.py).
 """
@@ -232,7 +232,10 @@ def spawn(device: int, kind: str, threads: int) -> Spawned:
 
 
 def execute(arguments: list[str], kept: tuple[int, ...], threads: int) -> int:
-    """Start our interpreter with ``arguments``, the descriptors ``kept`` and a scrubbed environment. Returns its pid. OSError."""
+    """Start our interpreter with ``arguments``, the descriptors ``kept`` and a scrubbed environment. Returns its pid.
+
+    OSError: the system has no room for it.
+    """
     output = sys.__stderr__.fileno() if sys.__stderr__ else 2
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

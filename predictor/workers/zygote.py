@@ -95,7 +95,7 @@ class Zygote:
     def _start(self) -> None:
         self._started_s, self._died_s = self._clock(), None
         requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        requests.setblocking(False)
+        requests.setblocking(False)  # noqa: FBT003 (the socket module's own signature)
         try:
             arguments = [
                 "-m",

@@ -14,8 +14,9 @@ import sys
 import time
 from typing import Final, NamedTuple
 
+from predictor.boundary import Boundary
 from predictor.flags import ServeParser, environment
-from predictor.workers.spawn import Spawned, Starter, cpu_quota
+from predictor.workers.spawn import Spawned, Starter, cpu_quota, shut
 from predictor.workers.zygote import Zygote, starter
 
 BACKLOG: Final = 1024
@@ -83,6 +84,8 @@ def boot() -> Booted:
     kind = _kind(os.environ.get("HEARTH_DEVICE", "auto"))
     start = starter(Zygote(threads) if kind == "cpu" else None)
     workers = tuple(start(device, kind, threads, FIRST) for device in range(count))
+    if Boundary.from_environment().mode != "off":
+        shut()
     return Booted(inference, admin, kind, cores, threads, workers, start, listening_s)
 
 

@@ -28,6 +28,7 @@ KEPT_PREFIXES: Final = ("LC_", "LD_", "PYTHON", "CUDA", "NVIDIA", "COV_CORE")
 PID_BYTES: Final = 8
 """What a forked worker's process id is told in, little-endian."""
 
+PR_SET_DUMPABLE: Final = 4
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_GET_CHILD_SUBREAPER: Final = 37
 
@@ -171,6 +172,15 @@ def adopt(*, orphans: bool) -> bool:
     libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
     libc.prctl(PR_SET_CHILD_SUBREAPER, int(orphans), 0, 0, 0)
     return bool(before.value)
+
+
+def shut() -> None:
+    """Let no process of our user look into this one, and no core dump hold its secrets. Debuggers need root from now on."""
+    import ctypes  # noqa: PLC0415 (as above)
+    import resource  # noqa: PLC0415 (as above)
+
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 _groups: set[int] = set()

@@ -8,6 +8,7 @@ import os
 import platform
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from predictor.boundary import Boundary
-from predictor.engine import landlock, seccomp
+from predictor.engine import confine, landlock, seccomp
 from predictor.engine.landlock import outside
 from predictor.errors import ModelFailed
 from predictor.workers.spawn import environment
@@ -208,6 +209,78 @@ async def test_what_a_model_wrote_goes_with_its_worker(bench: Bench) -> None:
         while folder.exists() or Path(f"/proc/{left}").exists() or len(bench.deaths) == deaths:  # noqa: ASYNC110 (no events)
             await asyncio.sleep(0.01)
         await bench.load("after", affine_onnx(scale=1.0))
+
+
+async def test_without_the_boundary_the_same_attempts_succeed(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEARTH_CONFINE", "off")
+    bench = Bench(starter(None))
+    await bench.worker.start()
+    told = await attempts(
+        bench,
+        secret=f"open({str(secret)!r}).read()",
+        signal=f"os.kill({os.getpid()}, 0)",
+        local="socket.socket(socket.AF_UNIX).close()",
+        home="os.environ['HOME'] == os.environ['TMPDIR']",
+    )
+    await bench.worker.stop(5.0)
+    bench.close()
+    assert told == {"secret": "secret", "signal": "None", "local": "None", "home": "True"}
+
+
+async def test_a_model_may_use_the_network_where_the_operator_lets_it(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEARTH_WORKER_NETWORK", "allow")
+    bench = Bench(starter(None))
+    await bench.worker.start()
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        port = store.getsockname()[1]
+        told = await attempts(
+            bench,
+            tcp=f"socket.create_connection(('127.0.0.1', {port}), 1).close()",
+            local="socket.socket(socket.AF_UNIX).close()",
+        )
+    await bench.worker.stop(5.0)
+    bench.close()
+    assert told == {"tcp": "None", "local": "None"}
+
+
+OUTSIDER = """
+import os, resource
+from predictor.passage import Passage, window
+from predictor.tiers.slabs import SlabPool
+from predictor.workers.spawn import shut
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+shut()
+pool, passage = SlabPool(1 << 20), Passage(1 << 20, "requests")
+view = passage.take(5)
+view[:] = b"12345"
+assert bytes(window(passage.reader, passage.find(view))[1]) == b"12345"
+try:
+    open("/proc/self/environ").read()
+except PermissionError:
+    print("shut", resource.getrlimit(resource.RLIMIT_CORE))
+"""
+
+
+async def test_a_front_that_is_shut_and_no_root_still_makes_shared_memory() -> None:
+    done = subprocess.run([sys.executable, "-c", OUTSIDER], capture_output=True, text=True, check=False)  # noqa: ASYNC221 (as above)
+    assert done.stdout == "shut (0, 0)\n", done.stderr
+
+
+async def test_a_strict_worker_does_not_start_where_the_kernel_lacks_something(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(landlock, "version", lambda: 0)
+    with pytest.raises(SystemExit) as end:
+        confine.complain(Boundary("strict"))
+    assert end.value.code == confine.STRICT_STATUS
+    assert "HEARTH_CONFINE=strict" in capsys.readouterr().err
+    confine.complain(Boundary("auto"))
+    assert capsys.readouterr().err.count("\n") == 1
+    confine.complain(Boundary("off"))
+    assert capsys.readouterr().err == ""
 
 
 # ---- the pure parts

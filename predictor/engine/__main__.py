@@ -12,7 +12,6 @@ import ctypes
 import gc
 import mmap
 import os
-import random
 import signal
 import socket
 import sys
@@ -110,7 +109,8 @@ def set_threads(threads: int) -> None:
     """Tell the libraries how many they have; torch is told by the server."""
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)))
     if threads > 1:
-        paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "openblas" in line}
+        with Path("/proc/self/maps").open() as maps:
+            paths = {line.split()[-1] for line in maps if "openblas" in line}
         for library in map(ctypes.CDLL, paths):
             for name in ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_", "openblas_set_num_threads"):
                 if hasattr(library, name):
@@ -119,12 +119,11 @@ def set_threads(threads: int) -> None:
 
 def reseed() -> None:
     """Two workers of one zygote shall not draw the same numbers. Python's own generator does this by itself."""
-    import numpy as np  # noqa: PLC0415 (the zygote has it)
-    import torch  # noqa: PLC0415 (as above)
+    import torch  # noqa: PLC0415 (the zygote has it)
 
-    random.seed()
-    np.random.seed()  # noqa: NPY002 (the one that everybody shares is the one in question)
     torch.default_generator.seed()
+    if "numpy.random" in sys.modules:  # else it is seeded when somebody imports it, which takes 5 MB
+        sys.modules["numpy.random"].seed()
 
 
 if __name__ == "__main__":

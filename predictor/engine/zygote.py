@@ -61,9 +61,12 @@ def main() -> None:
 
 
 def _import_rest() -> None:
-    from predictor.engine import onnx, pytorch  # noqa: F401, PLC0415 (see REST_AFTER_S)
+    import numpy.random  # noqa: F401, PLC0415 (see REST_AFTER_S; numpy leaves it until it is asked for)
+
+    from predictor.engine import onnx, pytorch, server  # noqa: F401, PLC0415 (as above)
 
     onnx.warm_up()
+    server.runtimes()
     gc.collect()
     gc.freeze()
     ctypes.CDLL(None).malloc_trim(0)

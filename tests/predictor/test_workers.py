@@ -149,6 +149,8 @@ class Bench:
 
 
 def _maps(pid: int) -> list[str]:
+    if os.geteuid():
+        pytest.skip("only root looks into a worker")
     return Path(f"/proc/{pid}/maps").read_text().splitlines()
 
 

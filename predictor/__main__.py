@@ -51,7 +51,6 @@ from predictor.wakeup import WakeUp
 from predictor.wishes import Wish
 from predictor.workers.dispatch import Dispatcher
 from predictor.workers.domains import POOL, Domains
-from predictor.workers.spawn import spawn
 
 log = logging.getLogger("hearth")
 
@@ -128,7 +127,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         recovery,
         kind=booted.kind,
         threads=booted.threads,
-        starter=lambda device, kind, threads, _name: spawn(device, kind, threads),
+        starter=booted.starter,
         pool=pool,
         passage=passage,
         on_ready=lambda hello: timeline.mark("imported", hello.imported_s),

@@ -13,12 +13,12 @@ from predictor.model import ModelRef, ModelSpec
 from predictor.passage import Passage
 from predictor.recovery import Recovery
 from predictor.settings import Settings
-from predictor.tiers.device import CONTEXT_BYTES, FORKED_BYTES, Apart
+from predictor.tiers.device import CONTEXT_BYTES, FURTHER_WORKER_BYTES, Apart
 from predictor.wire import Hello
 from predictor.workers.death import Death
 from predictor.workers.domains import POOL, Domains, domain_of
-from predictor.workers.spawn import Spawned
-from predictor.workers.worker import Pool, Starter, Worker
+from predictor.workers.spawn import Spawned, Starter
+from predictor.workers.worker import Pool, Worker
 
 HEAP_BYTES: Final = 256 << 20
 """What a worker may allocate beyond its device's budget and the request bodies: its heap's slack, and the runtimes' own."""
@@ -109,7 +109,7 @@ class Crew:
 
     def apart(self, spec: ModelSpec) -> Apart:
         """What isolation adds to a model."""
-        worker_bytes = CONTEXT_BYTES if self._kind == "cuda" else FORKED_BYTES
+        worker_bytes = CONTEXT_BYTES if self._kind == "cuda" else FURTHER_WORKER_BYTES
         carried = any(domains.carried(spec) for domains in self.all)
         return Apart(self._name(spec), worker_bytes * carried, spec.ref in self._overdue)
 

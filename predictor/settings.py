@@ -62,6 +62,17 @@ class Settings(BaseSettings):
     poison_ttl_s: float = Field(
         600.0, ge=0, description="Requests that ended two workers are refused with 422 for so long; 0: never."
     )
+    confine: Literal["auto", "strict", "off"] = Field(
+        "auto",
+        description="Keep model code from files, sockets and processes that are not its own: as far as the kernel can "
+        "(`auto`), or a worker does not start (`strict`).",
+    )
+    worker_network: Literal["deny", "allow"] = Field(
+        "deny", description="Whether model code may open sockets, as one does that fetches something while it is built."
+    )
+    worker_reads: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Folders that model code may read besides Python's and the system's: `/data,/opt/words`."
+    )
     ram_budget_bytes: int | None = Field(
         None,
         gt=0,
@@ -155,7 +166,7 @@ class Settings(BaseSettings):
     drain_timeout_s: float = Field(25.0, gt=0, description="After SIGTERM: how long requests in flight may take.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line written.")
 
-    @field_validator("preload", "pin", mode="before")
+    @field_validator("preload", "pin", "worker_reads", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value

@@ -26,8 +26,8 @@ ONNX_BUILDING: Final = 4
 """What making a session takes, in sizes of its file: the file, its parsed form, and the weights (measured: 3.0 to 4.1)."""
 
 BUILDING_BYTES: Final = 128 << 20
-"""So much of it is the worker's own (budgets.WORKER_BYTES), one build at a time. Booked, it would have a small model push out
-three of its size for the milliseconds of its build: 41 % of the demo's requests were hot then, instead of 56 %."""
+"""So much of it is the worker's own (budgets.POOL_WORKER_BYTES), one build at a time. Booked, it would have a small model push
+out three of its size for the milliseconds of its build: 41 % of the demo's requests were hot then, instead of 56 %."""
 
 ASIDE_BYTES: Final = 1 << 20
 """What building takes beside weights: the module's or graph's own objects. 0.1 to 1.3 MB measured."""
@@ -36,10 +36,10 @@ ASIDE_BYTES: Final = 1 << 20
 ATTEMPTS: Final = 3
 """Workers that a model is handed to before its load fails: two may end by others' doing while it is being built."""
 
-FORKED_BYTES: Final = 10 << 20
+FURTHER_WORKER_BYTES: Final = 10 << 20
 CONTEXT_BYTES: Final = 512 << 20
-"""What one more worker takes: a process forked from one that has imported everything, beyond what it shares with that
-(measured: docs/benchmarks.md); on a GPU a context and its libraries' kernels (unverified on a GPU)."""
+"""What a device's second worker takes, and every further one: a process forked from the zygote, beyond what it shares with that
+(9.2 MB: docs/benchmarks.md, "One more worker"); on a GPU a context and its libraries' kernels (unverified on a GPU)."""
 
 
 class Apart(NamedTuple):

@@ -10,7 +10,7 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
 from predictor import wire
 from predictor.errors import HearthError, LoadFailed, Unavailable, WorkerDied, WorkerRestarting
@@ -20,7 +20,7 @@ from predictor.wire import Field, File, FromWorker, Hello, Load, Loaded, Ran, Ru
 from predictor.workers.death import BUILD_TIMEOUT, EXECUTE_TIMEOUT, EXIT, HUNG_UP, Death, Sentence, judge, obituary
 from predictor.workers.dispatch import Answer, Outcome, Work
 from predictor.workers.link import Link, Reply
-from predictor.workers.spawn import Spawned
+from predictor.workers.spawn import Spawned, Starter
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,6 @@ SICK_AFTER: Final = 3
 
 WATCH_S: Final = 0.5
 """How often the watchdog looks at the request that is being computed."""
-
-
-Starter: TypeAlias = Callable[[int, str, int, str], Spawned]
-"""(device, kind, threads, name) → a worker on its way up. Returns at once."""
 
 
 class Arena(Protocol):
@@ -56,7 +52,7 @@ class Pool(Protocol):
 class Worker:
     """One worker process and its successors.
 
-    name         which models share it
+    name         which models share it; what its processes are called in lists of them
     starter      starts processes
     successor    start another process when one ended that had been up; one that never came up is always tried again
     pool         where the arenas of all models lie

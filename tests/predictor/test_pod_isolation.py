@@ -233,7 +233,7 @@ def test_a_worker_has_the_weights_and_requests_of_its_own_models_only(s3: FakeS3
             assert answer.status_code == 200, answer.text
             assert answer.json()["outputs"][0]["data"][-4:] == [2 * 8191.0 + 1, 3.0, 5.0, 7.0]
         maps: dict[int, str] = {}
-        for pid in descendants(server.process.pid):
+        for pid in server.children("hearth-worker"):
             maps[pid] = Path(f"/proc/{pid}/maps").read_text()
         arenas = [text.count("memfd:hearth:arena") for text in maps.values() if "memfd:hearth:arena" in text]
         assert sorted(arenas) == ([1, 3] if isolation == "tenant" else [1, 1, 1, 1])
@@ -243,7 +243,7 @@ def test_a_worker_has_the_weights_and_requests_of_its_own_models_only(s3: FakeS3
         for own in passages.values():
             assert not own & seen, "no two workers have one in common"
             seen |= own
-        assert len(seen) == len([text for text in maps.values() if "libtorch" in text])
+        assert len(seen) == len(maps)
         assert seen < _passages(server.process.pid), "and none has the one that the front receives in"
 
 
@@ -303,7 +303,7 @@ def test_deaths_in_a_row_leave_nothing_behind(s3: FakeS3, isolation: str) -> Non
         least, last = held[WARM - 1], held[-1]
         print(f"{isolation}: {len(held)} deaths: " + " ".join(str(tuple(one)) for one in held))  # noqa: T201 (make soak shows it)
         assert last.descriptors <= max(one.descriptors for one in held[:WARM]) + 2 * len(names) * 8
-        assert last.processes <= 1 + len(names) + 1
+        assert last.processes <= 1 + len(names) + 1 + 1, "the healthy one's, the evil ones', one that is ending, and the zygote"
         assert last.shared <= max(one.shared for one in held[:WARM]) + 2 * len(names) * 8
         growth = last.private_bytes - least.private_bytes
         assert growth < (8 << 20) + (16 << 10) * len(held), f"{growth} bytes more after {len(held)} deaths"

@@ -4,7 +4,8 @@
 
 A worker costs what it changes: 9 MB instead of 340 (docs/benchmarks.md, "One more worker"). Two forks make it: the one in
 between ends at once, so the worker is an orphan, and orphans are the front's children (PR_SET_CHILD_SUBREAPER): it sees their
-end, its end is theirs, and the zygote's is nobody's. What stays out: what a worker does (server.py), who asks (workers/zygote.py).
+end, its end is theirs, and the zygote's is nobody's. What stays out: what a worker does (server.py), who asks
+(workers/zygote.py).
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def test_a_build_that_hangs_holds_up_nobody_in_another_worker_and_workers_make_w
             server.http.post,
             "/v2/models/e-hangs/infer",
             json={"inputs": [tensor]},
-            headers={"Hearth-Deadline-Ms": "30000"},
+            headers={"Hearth-Deadline-Ms": "10000"},
         )
         _until(lambda: bool(model(server, "e-hangs")))
         for name in ("h0", "h1", "h0"):

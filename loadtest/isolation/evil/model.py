@@ -170,4 +170,4 @@ def _belt() -> None:
     now = next(int(value.split()[0]) << 10 for name, value in lines if name == "VmData")
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_DATA, (min(known + [now + BELT_BYTES]), hard))
+    resource.setrlimit(resource.RLIMIT_DATA, (min([*known, now + BELT_BYTES]), hard))

@@ -23,6 +23,7 @@ from predictor.boot import Booted, boot
 from predictor.cache import Cache
 from predictor.catalogue import Catalogue
 from predictor.declarations import Declarations
+from predictor.descriptors import TooFewDescriptors, connections, raise_limit
 from predictor.errors import HearthError
 from predictor.hops import Hops
 from predictor.model import Tier
@@ -34,6 +35,7 @@ from predictor.policy.residency import RAM, Place
 from predictor.profiles import Profiles
 from predictor.rollout import Rollout
 from predictor.settings import Settings
+from predictor.supervision import Supervision
 from predictor.telemetry import Batches, Telemetry, Timeline
 from predictor.tiers.budgets import NoBudget, budgets, memory_limit
 from predictor.tiers.device import Placement, WorkerDevice
@@ -92,6 +94,7 @@ class Parts(NamedTuple):
     rollout: Rollout
     declarations: Declarations
     workers: tuple[Worker, ...]
+    supervision: Supervision
 
 
 def _build(settings: Settings, booted: Booted) -> Parts:
@@ -105,9 +108,10 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         on_bytes=telemetry.counter("hearth_fetched_bytes_total").inc,
         on_first_ask=functools.partial(_soon, loop, timeline),
     )
-    bytes_of = budgets(settings, booted.kind)
+    root = Path(settings.system_root)
+    bytes_of, limit_bytes = budgets(settings, booted.kind, root=root), memory_limit(root)
     # Memory that the container was given is nobody else's: all of it may be touched before it is needed.
-    pool = SlabPool(bytes_of[RAM], ahead_bytes=AHEAD_BYTES if memory_limit() is None else bytes_of[RAM])
+    pool = SlabPool(bytes_of[RAM], ahead_bytes=AHEAD_BYTES if limit_bytes is None else bytes_of[RAM])
     ram = SharedMemory(lambda spec: stores.at(spec.bucket, spec.scope), pool)
     catalogue = Catalogue.from_settings(settings, stores)
     passage = Passage(PASSAGE_SHARE * settings.max_body_bytes_in_flight, "requests")
@@ -157,6 +161,13 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         max_queued=settings.max_queued_per_model,
     )
     rollout, declarations = _declared(settings, catalogue, cache, stores)
+    supervision = Supervision(
+        settings,
+        telemetry,
+        limit_bytes=limit_bytes,
+        failures=[functools.partial(getattr, worker, "failure") for worker in workers],
+        candidates=list,
+    )
     pod = Pod(
         settings=settings,
         name=settings.pod or os.environ.get("HOSTNAME") or socket.gethostname(),
@@ -166,13 +177,14 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         telemetry=telemetry,
         timeline=timeline,
         passage=passage,
-        device_failure=lambda: "; ".join(worker.failure for worker in workers if worker.failure),
+        device_failure=supervision.device_failure,
+        hopeless=supervision.hopeless,
         disk_degraded=lambda: disk.degraded if disk is not None else "",
     )
     _watch(telemetry, cache, dispatchers)
     telemetry.gauge("hearth_pool_touched_bytes").set_function(lambda: pool.touched_bytes)
     telemetry.gauge("hearth_disk_degraded").set_function(lambda: bool(pod.disk_degraded()))
-    return Parts(pod, stores, ram, disk, profiles, catalogue, rollout, declarations, workers)
+    return Parts(pod, stores, ram, disk, profiles, catalogue, rollout, declarations, workers, supervision)
 
 
 def _declared(settings: Settings, catalogue: Catalogue, cache: Cache, stores: Stores) -> tuple[Rollout, Declarations]:
@@ -232,8 +244,12 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     try:
-        parts = _build(settings, booted)
-    except (HearthError, NoBudget) as error:  # what the AWS variables say makes no sense, or a budget has to be said
+        parts = _build(_within_descriptors(settings), booted)
+    except (
+        HearthError,
+        NoBudget,
+        TooFewDescriptors,
+    ) as error:  # what the AWS variables say makes no sense, or a budget has to be said
         log.error("%s", error)  # noqa: TRY400 (the sentence tells; the traceback does not)
         return 2
     pod = parts.pod
@@ -251,6 +267,7 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     await inference.start(booted.inference)
     await admin.start(booted.admin)
     pod.state = PodState.SERVING
+    parts.supervision.start()
     log.info(
         "serving %s on http://%s:%d, admin port %d; budgets: %s",
         settings.models or "declared models",
@@ -267,6 +284,7 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     await inference.drain(settings.drain_timeout_s)
     await admin.drain(1.0)
     await asyncio.gather(*(worker.stop(5.0) for worker in parts.workers))
+    await parts.supervision.stop()
     await parts.rollout.close()
     await pod.cache.close()
     await parts.catalogue.close()
@@ -275,6 +293,22 @@ async def _serve(settings: Settings, booted: Booted) -> int:
         await parts.disk.close()
     parts.ram.close()
     return 0
+
+
+def _within_descriptors(settings: Settings) -> Settings:
+    """As many connections as this process may have open files. Raises TooFewDescriptors."""
+    limit = raise_limit()
+    possible = connections(limit, settings.max_connections, workers=settings.device_count, parts=settings.fetch_concurrency)
+    if possible < settings.max_connections:
+        log.warning(
+            "of %d connections per port (HEARTH_MAX_CONNECTIONS) only %d are possible: this process may open %d files and sockets "
+            "(ulimit -Hn)",
+            settings.max_connections,
+            possible,
+            limit,
+        )
+        return settings.model_copy(update={"max_connections": possible})
+    return settings
 
 
 async def _adopt(parts: Parts) -> None:

@@ -56,6 +56,10 @@ METRICS: Final = (
     Metric("hearth_waiting_requests", "gauge", (), "Requests waiting for a model."),
     Metric("hearth_in_flight_requests", "gauge", (), "Requests inside the pod."),
     Metric("hearth_worker_deaths_total", "counter", ("device",), "Worker processes that ended unasked."),
+    Metric("hearth_device_failed", "gauge", ("device",), "1 while the workers of a device do not start, else 0."),
+    Metric("hearth_loop_lag_seconds", "histogram", (), "How late the front's event loop was, ten times a second."),
+    Metric("hearth_working_set_bytes", "gauge", (), "Memory of the container in use, without page cache that can be dropped."),
+    Metric("hearth_memory_ends_total", "counter", (), "Workers ended because the container's memory ran out."),
     Metric("hearth_fetched_bytes_total", "counter", (), "Bytes of model files read from the model store."),
     Metric("hearth_store_requests_total", "counter", ("operation", "status"), "Requests to the model store."),
 )

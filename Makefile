@@ -18,7 +18,7 @@ RECENT := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python %d.
 # Some environments forbid bytecode: every import of torch then compiles it anew (3 s instead of 1.2).
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install demo test soak lint e2e bench-overhead bench-fairness bench-loadtest lock reference clean
+.PHONY: help install demo test soak lint e2e bench-overhead bench-fairness bench-loadtest bench-density lock reference clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -71,6 +71,9 @@ bench-fairness: install $(PEERS)/.installed  ## who gets what of a shared device
 
 bench-loadtest: install  ## how many requests a second one core sends on time, and how late (BENCH="--rate 2000 --seconds 20")
 	$(BIN)/python -m loadtest.bench $(BENCH)
+
+bench-density: install  ## what one more worker takes, in memory and time (BENCH="--forked 100")
+	$(BIN)/python -m loadtest.isolation.density $(BENCH)
 
 # Without their dependencies: Triton and uvicorn run with the packages of $(VENV), so that torch and numpy are the same for all.
 # wrk is Debian's; where there is neither apt-get nor a wrk on the PATH, the bench says so and ends.

@@ -142,6 +142,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
             limit_bytes=bytes_of[Place(device)] + settings.max_body_bytes_in_flight + HEAP_BYTES,
             on_lost=functools.partial(lost, device),
             on_death=functools.partial(died, device),
+            starter=booted.starter,
             first=spawned,
         )
         for device, spawned in enumerate(booted.workers)

@@ -14,10 +14,15 @@ import sys
 import time
 from typing import Final, NamedTuple
 
+from predictor.boundary import Boundary
 from predictor.flags import ServeParser, environment
-from predictor.workers.spawn import Spawned, cpu_quota, spawn
+from predictor.workers.spawn import Spawned, Starter, cpu_quota, shut
+from predictor.workers.zygote import Zygote, starter
 
 BACKLOG: Final = 1024
+
+FIRST: Final = "pool"
+"""What the workers are called that serve every model which has none of its own."""
 
 
 class Booted(NamedTuple):
@@ -26,7 +31,8 @@ class Booted(NamedTuple):
     kind         what to compute on: ``cpu`` or ``cuda``
     cores        what all processes of the pod have together
     threads      for each worker's computations
-    workers      one per device, importing torch by now
+    workers      one per device; torch is being imported by now
+    starter      what starts their successors, and others
     listening_s  moment of CLOCK_BOOTTIME
     """
 
@@ -36,6 +42,7 @@ class Booted(NamedTuple):
     cores: int
     threads: int
     workers: tuple[Spawned, ...]
+    starter: Starter
     listening_s: float
 
 
@@ -75,8 +82,11 @@ def boot() -> Booted:
     cores = cpu_quota()
     threads = max(1, cores // count)
     kind = _kind(os.environ.get("HEARTH_DEVICE", "auto"))
-    workers = tuple(spawn(device, kind, threads) for device in range(count))
-    return Booted(inference, admin, kind, cores, threads, workers, listening_s)
+    start = starter(Zygote(threads) if kind == "cpu" else None)
+    workers = tuple(start(device, kind, threads, FIRST) for device in range(count))
+    if Boundary.from_environment().mode != "off":
+        shut()
+    return Booted(inference, admin, kind, cores, threads, workers, start, listening_s)
 
 
 def _kind(wanted: str) -> str:

@@ -33,6 +33,17 @@ class Settings(BaseSettings):
     trust: Literal["data", "code"] = Field(
         "data", description="`data` admits formats that are only data (ONNX); `code` also runs the models' own model.py."
     )
+    confine: Literal["auto", "strict", "off"] = Field(
+        "auto",
+        description="Keep model code from files, sockets and processes that are not its own: as far as the kernel can "
+        "(`auto`), or a worker does not start (`strict`).",
+    )
+    worker_network: Literal["deny", "allow"] = Field(
+        "deny", description="Whether model code may open sockets, as one does that fetches something while it is built."
+    )
+    worker_reads: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Folders that model code may read besides Python's and the system's: `/data,/opt/words`."
+    )
     ram_budget_bytes: int | None = Field(
         None,
         gt=0,
@@ -144,7 +155,7 @@ class Settings(BaseSettings):
     system_root: str = Field("/", description="Folder that holds sys/fs/cgroup, version 2 or 1. For tests.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line written.")
 
-    @field_validator("preload", "pin", mode="before")
+    @field_validator("preload", "pin", "worker_reads", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value

@@ -1,1 +1,1 @@
-"""Models that do their worst beside models that do no harm: who else notices, and for how long."""
+"""What it costs to keep models apart, and what it is worth."""

@@ -7,6 +7,7 @@ stop the models that are ready. What stays out: what a device is (device.py), wh
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib.metadata
 import logging
@@ -76,7 +77,7 @@ def serve(
     gc.freeze()
     gc.enable()
     server = Server(stream, control, page, device=device, threads=threads)
-    hello = Hello(os.getpid(), imported_s, _runtimes(), device_name=device.name, memory_bytes=device.memory_bytes)
+    hello = Hello(os.getpid(), imported_s, runtimes(), device_name=device.name, memory_bytes=device.memory_bytes)
     server.send(hello)
     threading.Thread(target=server.build_for_ever, name="build", daemon=True).start()
     server.read_for_ever()
@@ -284,7 +285,8 @@ def _too_much(model: str, what: str, error: BaseException) -> OutOfMemory:
     return OutOfMemory(f"model {_name(model)}: {what} takes more memory than the device has left: {_told(error)}")
 
 
-def _runtimes() -> dict[str, str]:
+@functools.cache
+def runtimes() -> dict[str, str]:
     """Asking for a version does not import the runtime: an ONNX-free worker shall not pay for that."""
     found = {"torch": str(torch.__version__)}
     for distribution in ("onnxruntime", "onnxruntime-gpu"):

@@ -19,7 +19,7 @@ from predictor.passage import Passage
 from predictor.wire import Field, File, FromWorker, Hello, Load, Loaded, Ran, Run, Unload, send_pool
 from predictor.workers.dispatch import Answer, Outcome, Work
 from predictor.workers.link import Link, Reply
-from predictor.workers.spawn import Spawned, spawn
+from predictor.workers.spawn import Spawned, Starter
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,8 @@ class Worker:
     on_lost      it is gone, unasked, and every model in it
     on_death     the same a moment later, with the reason
     first        the process the boot started already
+    starter      starts others
+    name         what it is called in lists of processes
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class Worker:
         on_ready: Callable[[Hello], object],
         on_lost: Callable[[], None],
         on_death: Callable[[str], None],
+        starter: Starter,
+        name: str = "",
         first: Spawned | None = None,
     ) -> None:
         self.device = device
@@ -88,6 +92,8 @@ class Worker:
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._on_death = on_death
+        self._starter = starter
+        self._name = name
         self._spawned = first
         self._link: Link | None = None
         self._up = asyncio.Event()
@@ -190,7 +196,7 @@ class Worker:
         while not self._stopping:
             if self._spawned is None:
                 # In this thread: the worker dies with the thread that started it (PR_SET_PDEATHSIG).
-                self._spawned = spawn(self.device, self._kind, self._threads)
+                self._spawned = self._starter(self.device, self._kind, self._threads, self._name)
             self._said_hello = False
             reason = await self._live(self._spawned)
             self._spawned = None

@@ -15,6 +15,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from predictor.boundary import Boundary
 from predictor.engine import memory
 from predictor.engine.device import CpuDevice, Files
 from predictor.engine.formats import build
@@ -198,7 +199,7 @@ class Engine:
         page = os.memfd_create("running")
         os.ftruncate(page, 4096)
         theirs = (stream.fileno(), control_theirs.fileno(), page)
-        words = [str(word) for word in (os.getpid(), 0, 1, *theirs)]
+        words = [*(str(word) for word in (os.getpid(), 0, 1, *theirs)), Boundary().told(), ""]
         self._process = subprocess.Popen([sys.executable, "-m", "predictor.engine", "cpu", *words], pass_fds=theirs)
         stream.close()
         control_theirs.close()

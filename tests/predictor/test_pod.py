@@ -60,7 +60,7 @@ class Server:
 
     def worker_pid(self) -> int:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return next(int(pid) for pid in children if b"predictor.engine" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        return next(int(pid) for pid in children if b"hearth-worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
     def stop(self) -> tuple[int, str]:
         """SIGTERM; the exit status and everything it logged."""

@@ -22,10 +22,12 @@ from predictor.api.pod import ModelCatalogue, Pod, PodState
 from predictor.boot import Booted, boot
 from predictor.cache import Cache
 from predictor.catalogue import Catalogue
+from predictor.crew import PASSAGE_SHARE, Crew
 from predictor.declarations import Declarations
-from predictor.descriptors import TooFewDescriptors, connections, raise_limit
+from predictor.descriptors import TooFewDescriptors
 from predictor.errors import HearthError
 from predictor.hops import Hops
+from predictor.infirmary import Infirmary
 from predictor.model import Tier
 from predictor.passage import Passage
 from predictor.policy.demand import Demand
@@ -33,10 +35,12 @@ from predictor.policy.eviction import Rules
 from predictor.policy.ledger import Ledger
 from predictor.policy.residency import RAM, Place
 from predictor.profiles import Profiles
+from predictor.recovery import Recovery
 from predictor.rollout import Rollout
 from predictor.settings import Settings
-from predictor.supervision import Supervision
+from predictor.supervision import Supervision, within_descriptors
 from predictor.telemetry import Batches, Telemetry, Timeline
+from predictor.tiers.arenas import SeparateArenas
 from predictor.tiers.budgets import NoBudget, budgets, memory_limit
 from predictor.tiers.device import Placement, WorkerDevice
 from predictor.tiers.disk import Disk
@@ -44,16 +48,9 @@ from predictor.tiers.ram import SharedMemory
 from predictor.tiers.slabs import AHEAD_BYTES, SlabPool
 from predictor.tiers.store import Stores
 from predictor.workers.dispatch import Dispatcher
-from predictor.workers.worker import Worker
+from predictor.workers.domains import POOL, Domains
 
 log = logging.getLogger("hearth")
-
-HEAP_BYTES: Final = 256 << 20
-"""What a worker may allocate beyond its device's budget and the request bodies: its heap's slack, and the runtimes' own."""
-
-PASSAGE_SHARE: Final = 2
-"""The passage's length in HEARTH_MAX_BODY_BYTES_IN_FLIGHT, which bounds what is written into it: sizes are rounded up, gaps
-are left, and a body's place is taken when it is announced. Pages appear when bytes do."""
 
 RESCAN_S: Final = 60.0
 
@@ -93,7 +90,7 @@ class Parts(NamedTuple):
     catalogue: Catalogue
     rollout: Rollout
     declarations: Declarations
-    workers: tuple[Worker, ...]
+    domains: tuple[Domains, ...]
     supervision: Supervision
 
 
@@ -111,7 +108,8 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     root = Path(settings.system_root)
     bytes_of, limit_bytes = budgets(settings, booted.kind, root=root), memory_limit(root)
     # Memory that the container was given is nobody else's: all of it may be touched before it is needed.
-    pool = SlabPool(bytes_of[RAM], ahead_bytes=AHEAD_BYTES if limit_bytes is None else bytes_of[RAM])
+    ahead_bytes = AHEAD_BYTES if limit_bytes is None else bytes_of[RAM]
+    pool = SlabPool(bytes_of[RAM], ahead_bytes=ahead_bytes) if settings.isolation == POOL else SeparateArenas(bytes_of[RAM])
     ram = SharedMemory(lambda spec: stores.at(spec.bucket, spec.scope), pool)
     catalogue = Catalogue.from_settings(settings, stores)
     passage = Passage(PASSAGE_SHARE * settings.max_body_bytes_in_flight, "requests")
@@ -119,38 +117,26 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     ledger = Ledger({**bytes_of, RAM: pool.size_bytes}, Demand(), rules)
     disk = _disk(settings, telemetry)
     copies = settings.cpu_copy or booted.kind == "cuda"
-    placement = Placement(copies, pool.slab_bytes, disk.disk_bytes if disk is not None else None)
-    profiles = _profiles(settings, booted.kind, placement, bytes_of)
-
-    def lost(device: int) -> None:
-        cache.device_lost(device)
-
-    def died(device: int, reason: str) -> None:
-        log.warning("worker of device %d ended: %s", device, reason)
-        telemetry.counter("hearth_worker_deaths_total", str(device)).inc()
-
-    workers = tuple(
-        Worker(
-            device=device,
-            kind=booted.kind,
-            threads=booted.threads,
-            pool=pool,
-            passage=passage,
-            build_timeout_s=settings.build_timeout_s,
-            execute_timeout_s=settings.execute_timeout_s,
-            on_ready=lambda hello: timeline.mark("imported", hello.imported_s),
-            limit_bytes=bytes_of[Place(device)] + settings.max_body_bytes_in_flight + HEAP_BYTES,
-            on_lost=functools.partial(lost, device),
-            on_death=functools.partial(died, device),
-            starter=booted.starter,
-            first=spawned,
-        )
-        for device, spawned in enumerate(booted.workers)
+    infirmary, recovery = Infirmary(settings.quarantine_backoff_s, settings.poison_ttl_s), Recovery(telemetry)
+    infirmary.on_recovered = recovery.recovered
+    crew = Crew(
+        settings,
+        infirmary,
+        recovery,
+        kind=booted.kind,
+        threads=booted.threads,
+        starter=booted.starter,
+        pool=pool,
+        passage=passage,
+        on_ready=lambda hello: timeline.mark("imported", hello.imported_s),
     )
-    dispatchers = _dispatchers(settings, telemetry, workers, shares_core=booted.kind == "cpu" and booted.cores == 1)
+    domains = tuple(crew.domains(device, bytes_of[Place(device)], spawned) for device, spawned in enumerate(booted.workers))
+    placement = Placement(copies, pool.slab_bytes, disk.disk_bytes if disk is not None else None, crew.apart)
+    profiles = _profiles(settings, booted.kind, placement, bytes_of)
+    dispatchers = _dispatchers(settings, telemetry, crew, shares_core=booted.kind == "cpu" and booted.cores == 1)
     devices = [
-        WorkerDevice(worker, dispatcher, ram, copy=copies, budget_bytes=bytes_of[Place(worker.device)])
-        for worker, dispatcher in zip(workers, dispatchers, strict=True)
+        WorkerDevice(domain, dispatcher, ram, copy=copies, budget_bytes=bytes_of[Place(domain.device)])
+        for domain, dispatcher in zip(domains, dispatchers, strict=True)
     ]
     cache = Cache(
         ledger,
@@ -160,15 +146,11 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         timeline,
         max_waiting=settings.max_waiting,
         max_queued=settings.max_queued_per_model,
+        infirmary=infirmary,
     )
+    recovery.cache = cache
     rollout, declarations = _declared(settings, catalogue, cache, stores)
-    supervision = Supervision(
-        settings,
-        telemetry,
-        limit_bytes=limit_bytes,
-        failures=[functools.partial(getattr, worker, "failure") for worker in workers],
-        candidates=list,
-    )
+    supervision = Supervision(settings, telemetry, limit_bytes=limit_bytes, devices=domains)
     pod = Pod(
         settings=settings,
         name=settings.pod or os.environ.get("HOSTNAME") or socket.gethostname(),
@@ -182,10 +164,8 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         hopeless=supervision.hopeless,
         disk_degraded=lambda: disk.degraded if disk is not None else "",
     )
-    _watch(telemetry, cache, dispatchers)
-    telemetry.gauge("hearth_pool_touched_bytes").set_function(lambda: pool.touched_bytes)
-    telemetry.gauge("hearth_disk_degraded").set_function(lambda: bool(pod.disk_degraded()))
-    return Parts(pod, stores, ram, disk, profiles, catalogue, rollout, declarations, workers, supervision)
+    _watch(telemetry, pod, pool, dispatchers)
+    return Parts(pod, stores, ram, disk, profiles, catalogue, rollout, declarations, domains, supervision)
 
 
 def _declared(settings: Settings, catalogue: Catalogue, cache: Cache, stores: Stores) -> tuple[Rollout, Declarations]:
@@ -220,12 +200,19 @@ def _profiles(settings: Settings, kind: str, placement: Placement, bytes_of: Map
     )
 
 
-def _dispatchers(settings: Settings, telemetry: Telemetry, workers: Sequence[Worker], *, shares_core: bool) -> list[Dispatcher]:
+def _dispatchers(settings: Settings, telemetry: Telemetry, crew: Crew, *, shares_core: bool) -> list[Dispatcher]:
     """One for each device; they count in the same metrics."""
     batches = Batches(telemetry)
     return [
-        Dispatcher(worker.run, starvation_s=settings.starvation_s, on_batch=batches, shares_core=shares_core)
-        for worker in workers
+        Dispatcher(
+            domains.run,
+            lane_of=domains.lane,
+            starvation_s=settings.starvation_s,
+            on_batch=batches,
+            on_overdue=crew.overdue,
+            shares_core=shares_core,
+        )
+        for domains in crew.all
     ]
 
 
@@ -245,7 +232,7 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     try:
-        parts = _build(_within_descriptors(settings), booted)
+        parts = _build(within_descriptors(settings), booted)
     except (
         HearthError,
         NoBudget,
@@ -262,8 +249,8 @@ async def _serve(settings: Settings, booted: Booted) -> int:
         pod.cache.pin(name)
     wanted = dict.fromkeys((*settings.pin, *settings.preload))
     preloading = asyncio.create_task(_preload(wanted, parts.rollout, pod.cache), name="preload")
-    for worker in parts.workers:
-        await worker.start()
+    for domains in parts.domains:
+        domains.begin()
     inference, admin = HttpServer.inference(pod), HttpServer.admin(pod)
     await inference.start(booted.inference)
     await admin.start(booted.admin)
@@ -284,7 +271,7 @@ async def _serve(settings: Settings, booted: Booted) -> int:
         task.cancel()
     await inference.drain(settings.drain_timeout_s)
     await admin.drain(1.0)
-    await asyncio.gather(*(worker.stop(5.0) for worker in parts.workers))
+    await asyncio.gather(*(domains.stop() for domains in parts.domains))
     await parts.supervision.stop()
     await parts.rollout.close()
     await pod.cache.close()
@@ -294,22 +281,6 @@ async def _serve(settings: Settings, booted: Booted) -> int:
         await parts.disk.close()
     parts.ram.close()
     return 0
-
-
-def _within_descriptors(settings: Settings) -> Settings:
-    """As many connections as this process may have open files. Raises TooFewDescriptors."""
-    limit = raise_limit()
-    possible = connections(limit, settings.max_connections, workers=settings.device_count, parts=settings.fetch_concurrency)
-    if possible < settings.max_connections:
-        log.warning(
-            "of %d connections per port (HEARTH_MAX_CONNECTIONS) only %d are possible: this process may open %d files and sockets "
-            "(ulimit -Hn)",
-            settings.max_connections,
-            possible,
-            limit,
-        )
-        return settings.model_copy(update={"max_connections": possible})
-    return settings
 
 
 async def _adopt(parts: Parts) -> None:
@@ -348,8 +319,12 @@ def _churns(cache: Cache, place: Place) -> bool:
     return cache.ledger.churn[place].look(cache.clock()) is not None
 
 
-def _watch(telemetry: Telemetry, cache: Cache, dispatchers: Sequence[Dispatcher]) -> None:
+def _watch(telemetry: Telemetry, pod: Pod, pool: SlabPool | SeparateArenas, dispatchers: Sequence[Dispatcher]) -> None:
     """Let the gauges read the books whenever somebody scrapes them."""
+    cache = pod.cache
+    telemetry.gauge("hearth_pool_touched_bytes").set_function(lambda: pool.touched_bytes)
+    telemetry.gauge("hearth_disk_degraded").set_function(lambda: bool(pod.disk_degraded()))
+    telemetry.gauge("hearth_quarantined").set_function(lambda: len(cache.infirmary.quarantine))
     telemetry.gauge("hearth_waiting_requests").set_function(lambda: cache.waiting)
     for device, dispatcher in enumerate(dispatchers):
         telemetry.gauge("hearth_queued_requests", str(device)).set_function(functools.partial(len, dispatcher))

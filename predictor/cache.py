@@ -14,7 +14,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,6 +22,7 @@ from predictor import why
 from predictor.chronicle import Chronicle
 from predictor.errors import DeadlineExceeded, HearthError, ModelTooLarge, TooManyRequests, Unavailable
 from predictor.hops import Hops
+from predictor.infirmary import Infirmary
 from predictor.lease import History, Journeys, Lease, Waiter, again
 from predictor.model import ModelRef, ModelSpec, Tier
 from predictor.policy.ledger import Ledger
@@ -45,6 +46,7 @@ class Cache:
     profiles     what a model takes in each place
     max_waiting  requests that may wait for models at once, and pre-loads that may be queued
     max_queued   requests of one model that may wait for its device
+    infirmary    which models may not be loaded now, because they ended workers
     wall_clock   seconds since the epoch, for what people read
     clock        seconds; asyncio's own clock ticks in milliseconds under uvloop, too coarse for a stage
     """
@@ -56,6 +58,7 @@ class Cache:
     timeline: Timeline
     max_waiting: int = 1000
     max_queued: int = 512
+    infirmary: Infirmary = field(default_factory=Infirmary)
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     loads: int = 0
@@ -99,13 +102,11 @@ class Cache:
         lease = self.hit(spec.ref, elements)
         if lease is not None:
             return lease
+        self.infirmary.check(spec.ref)
         need = self._admit(spec, elements)
         loop = asyncio.get_running_loop()
         if len(self._waiters) >= self.max_waiting:
-            raise Unavailable(
-                f"{len(self._waiters)} requests already wait for models to load (HEARTH_MAX_WAITING): try again later",
-                retry_after_s=max(1.0, self.history(spec.ref).load_s),
-            )
+            raise Unavailable(why.crowded(len(self._waiters)), retry_after_s=max(1.0, self.history(spec.ref).load_s))
         self._specs[spec.ref] = spec
         waiter = Waiter(spec.ref, self.clock(), loop.create_future(), elements)
         ticket, plan = self.ledger.wait(spec.ref, need, waiter.arrived_s)
@@ -117,11 +118,8 @@ class Cache:
         except BaseException as error:
             self._give_up(ticket, waiter)
             if isinstance(error, TimeoutError):
-                waited_s = self.clock() - waiter.arrived_s
-                raise DeadlineExceeded(
-                    f"model {spec.ref} was not ready within {waited_s:.1f} s; its load goes on, so a retry may find it ready",
-                    retry_after_s=max(1.0, self.history(spec.ref).load_s),
-                ) from None
+                late = why.late(spec.ref, self.clock() - waiter.arrived_s)
+                raise DeadlineExceeded(late, retry_after_s=max(1.0, self.history(spec.ref).load_s)) from None
             raise
 
     def release(self, lease: Lease) -> None:
@@ -135,7 +133,7 @@ class Cache:
         """The largest request so far ended and was measured; called by the lease, before it is released."""
         spec = self._specs[lease.ref]
         self.profiles.ran(spec, lease.elements, peak_bytes)
-        self._rebook(spec)
+        self.rebook(spec)
 
     def exhausted(self, ref: ModelRef, elements: int) -> None:
         """A request ran out of memory: ask for a lease once more, and more room is made, up to the whole device."""
@@ -148,6 +146,7 @@ class Cache:
         """Load in the background, in free room only. Raises ModelTooLarge, TooManyRequests (too many queued)."""
         if self.ledger.preloads_queued >= self.max_waiting:
             raise TooManyRequests(f"{self.max_waiting} pre-loads are queued already (HEARTH_MAX_WAITING)", retry_after_s=5.0)
+        self.infirmary.check(spec.ref)
         plan = self.ledger.preload(spec.ref, self._admit(spec), self.clock())
         self._specs[spec.ref] = spec
         self._carry_out(plan)
@@ -180,9 +179,9 @@ class Cache:
         """Enter a copy that an earlier process left on disk."""
         self._carry_out(self.ledger.adopt(ref, size_bytes, self.clock()))
 
-    def device_lost(self, device: int) -> None:
-        """The worker of ``device`` died: nothing is on that device any more."""
-        self._carry_out(self.ledger.lost(Place(device), self.clock()))
+    def device_lost(self, device: int, refs: Iterable[ModelRef], *, kind: str = "lost") -> None:
+        """A worker of ``device`` died, or is not to be asked any more: these models are not on that device any more."""
+        self._carry_out(self.ledger.lost(Place(device), refs, self.clock(), kind=kind))
 
     async def close(self) -> None:
         """Stop every transfer and refuse whoever still waits. Nothing may be asked of the cache afterwards."""
@@ -275,20 +274,9 @@ class Cache:
         history.last_used_s = now_s
         waited = self._journeys.waited(grant.ref, waiter.arrived_s)
         lease = Lease(
-            grant.ref,
-            grant.place,
-            history.schema,
-            history.terms,
-            self.hops.devices[grant.place.device],
-            self.release,
-            start=waited.start,
-            elements=waiter.elements,
-            learn=self.learn if waiter.elements > history.limit else None,
-            wait_s=max(0.0, now_s - waiter.arrived_s - sum(waited[1:])),
-            fetch_s=waited.fetch_s,
-            device_s=waited.device_s,
-            build_s=waited.build_s,
+            grant.ref, grant.place, history.schema, history.terms, self.hops.devices[grant.place.device], self.release
         )
+        lease.after(waiter, waited, now_s, learn=self.learn if waiter.elements > history.limit else None)
         if waiter.lease.done():  # cancelled in this very tick
             lease.release()
         else:
@@ -327,6 +315,7 @@ class Cache:
         spec = self._specs[ref]
         begin_s = self.clock()
         try:
+            self.infirmary.check(ref)  # it may have been found out while it waited
             probe = self.profiles.must_probe(spec)
             loaded = await self.hops.promote(spec, place, probe=probe, make_room=lambda: self._make_more_room(spec, place))
             end_s = self.clock()
@@ -340,7 +329,7 @@ class Cache:
         self.timeline.mark("built")
         self.chronicle.loaded(ref, loaded, self._journeys.built(ref, begin_s, end_s, loaded.build_s))
         self.loads += 1
-        self._rebook(spec)
+        self.rebook(spec)
         self._finished(ref, place, end_s - begin_s, cost_s=loaded.device_s + loaded.build_s)
         self._journeys.end(ref)
 
@@ -389,7 +378,7 @@ class Cache:
         self._tidy(ref)
         self._gone.set()
 
-    def _rebook(self, spec: ModelSpec) -> None:
+    def rebook(self, spec: ModelSpec) -> None:
         """Book what is known of a resident model now, and let requests up to that size pass."""
         self.chronicle.measured(spec, self.profiles.of(spec).limit, max_queued=self.max_queued)
         waiting = [waiter.elements for waiter in self._waiters.values() if waiter.ref == spec.ref]

@@ -145,6 +145,12 @@ class Lease:
     learn: Callable[[Lease, int], None] | None = None
     released: bool = False
 
+    def after(self, waiter: Waiter, waited: Waited, now_s: float, *, learn: Callable[[Lease, int], None] | None) -> None:
+        """Note what was waited for until now."""
+        self.start, self.fetch_s, self.device_s, self.build_s = waited
+        self.wait_s = max(0.0, now_s - waiter.arrived_s - sum(waited[1:]))
+        self.elements, self.learn = waiter.elements, learn
+
     def run(self, job: Job) -> None:
         """Compute on the leased copy, when it is the job's turn. Raises TooManyRequests, DeadlineExceeded.
 

@@ -44,6 +44,24 @@ class Settings(BaseSettings):
     worker_reads: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Folders that model code may read besides Python's and the system's: `/data,/opt/words`."
     )
+    isolation: Literal["pool", "tenant", "model"] = Field(
+        "pool",
+        description="Which models share a worker process: all of the `pool`, each `tenant`'s, or none (`model`). In the last "
+        "two a worker sees the weights and requests of its own models only.",
+    )
+    max_workers: int = Field(
+        64, ge=1, le=4096, description="Worker processes per device, where models do not all share one; more are not started."
+    )
+    quarantine_backoff_s: float = Field(
+        1.0,
+        ge=0,
+        le=600,
+        description="A model that ended its worker is not loaded for so long, doubled by every further death up to 10 min; 0: "
+        "at once.",
+    )
+    poison_ttl_s: float = Field(
+        600.0, ge=0, description="Requests that ended two workers are refused with 422 for so long; 0: never."
+    )
     ram_budget_bytes: int | None = Field(
         None,
         gt=0,
@@ -144,7 +162,7 @@ class Settings(BaseSettings):
     max_late_s: float = Field(
         30.0,
         gt=0,
-        description="Seconds of the last minute that the event loop may have stood still; more, and /livez says 503.",
+        description="Seconds of a minute that the event loop may have stood still; more, and /livez says 503.",
     )
     stuck_log_s: float = Field(
         5.0, ge=0, description="An event loop that stands still for so long has its stacks written to the log; 0: never."

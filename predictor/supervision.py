@@ -9,13 +9,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from predictor.descriptors import connections, raise_limit
 from predictor.health import Ailment, Pulse
 from predictor.settings import Settings
 from predictor.telemetry import Telemetry
+from predictor.workers.domains import Domains
 from predictor.workers.memory_watch import Candidate, MemoryWatch
 
 log = logging.getLogger(__name__)
@@ -27,8 +30,7 @@ class Supervision:
     """Runs from ``start`` to ``stop``.
 
     limit_bytes  of the container's memory; None: it has no limit of its own, and other processes beside it
-    failures     of each device: why its workers do not start; "": they do
-    candidates   the workers there are
+    devices      with the workers of each
     """
 
     def __init__(
@@ -37,11 +39,10 @@ class Supervision:
         telemetry: Telemetry,
         *,
         limit_bytes: int | None,
-        failures: Sequence[Callable[[], str]],
-        candidates: Callable[[], Iterable[Candidate]],
+        devices: Sequence[Domains],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._failures = failures
+        self._devices = devices
         self._clock = clock
         self._pulse = Pulse(
             telemetry.histogram("hearth_loop_lag_seconds"),
@@ -56,10 +57,10 @@ class Supervision:
         if limit_bytes is not None:
             ended = telemetry.counter("hearth_memory_ends_total")
             root = Path(settings.system_root)
-            memory = self._memory = MemoryWatch(limit_bytes, settings.memory_share, candidates, ended.inc, root=root)
+            memory = self._memory = MemoryWatch(limit_bytes, settings.memory_share, self._candidates, ended.inc, root=root)
             telemetry.gauge("hearth_working_set_bytes").set_function(lambda: memory.used_bytes)
-        for device, failure in enumerate(failures):
-            telemetry.gauge("hearth_device_failed", str(device)).set_function(lambda failure=failure: bool(failure()))
+        for domains in devices:
+            telemetry.gauge("hearth_device_failed", str(domains.device)).set_function(partial(_failed, domains))
 
     def start(self) -> None:
         """Begin, on the running loop."""
@@ -78,11 +79,19 @@ class Supervision:
 
     def device_failure(self) -> str:
         """Why this pod cannot compute; "" while it can, or is still starting."""
-        return "; ".join(found for failure in self._failures if (found := failure()))
+        return "; ".join(domains.failure for domains in self._devices if domains.failure)
 
     def hopeless(self) -> str:
         """Why this pod should be restarted; "" if it should not."""
         return self._pulse.stalled() or self._ailment.hopeless(self.device_failure(), self._clock())
+
+    def _candidates(self) -> Iterator[Candidate]:
+        for domains in self._devices:
+            for worker in domains.occupied():
+                # A model that has a worker for itself need not be inside it to be the one that grew there.
+                alone = worker.refs[0] if len(worker.refs) == 1 else None
+                end = partial(domains.end, worker.name, blame=alone)
+                yield Candidate(f"{worker.name} of device {domains.device}", worker.pid, end)
 
     async def _look(self) -> None:
         """Tell the log once what the probes tell."""
@@ -93,3 +102,24 @@ class Supervision:
                 log.error("%s: %s", state, hopeless or failure)
             self._told = state
             await asyncio.sleep(LOOK_S)
+
+
+def _failed(domains: Domains) -> bool:
+    return bool(domains.failure)
+
+
+def within_descriptors(settings: Settings) -> Settings:
+    """Raise the limit of open files, and promise no more connections than that allows. Raises TooFewDescriptors."""
+    limit, workers = raise_limit(), settings.max_workers * settings.device_count
+    possible = connections(limit, settings.max_connections, workers=workers, parts=settings.fetch_concurrency)
+    if possible == settings.max_connections:
+        return settings
+    log.warning(
+        "of %d connections per port (HEARTH_MAX_CONNECTIONS) only %d are possible: this process may open %d files and sockets, "
+        "and %d workers may need theirs (ulimit -Hn, HEARTH_MAX_WORKERS)",
+        settings.max_connections,
+        possible,
+        limit,
+        workers,
+    )
+    return settings.model_copy(update={"max_connections": possible})

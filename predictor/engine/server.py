@@ -144,11 +144,13 @@ class Server:
                 self._device.cap(weights.limit_bytes)
             while True:
                 message = self._loads.get()
+                self._page[8:16] = message.id.to_bytes(8, "little")
                 answer = self._load(message, weights)
                 if isinstance(answer, Failed):
                     gc.collect()  # what was half built holds itself, and the weights, in cycles
                 # Nothing of the load is left in this thread: the front may hand the arena to another model now.
                 self.send(answer)
+                self._page[8:16] = bytes(8)
         except (ConnectionError, EOFError):
             return
 
@@ -173,10 +175,15 @@ class Server:
         return _failed(message.id, failure)
 
     def _built(self, message: Load, weights: Weights) -> Loaded:
+        if message.apart:  # first of all: what comes with the next load is not to be taken for this one's
+            mapped = weights.map_apart(self._control, message.id, message.arena_bytes)
+        else:
+            mapped = weights.map(message.extents, message.arena_bytes)
         prepare(message.format)
         allocated_bytes = self._allocated_bytes()
         begin_s = time.monotonic()
-        files = self._device.place(message, weights.map(message.extents, message.arena_bytes))
+        files = self._device.place(message, mapped)
+        del mapped
         placed_s = time.monotonic()
         built = build(message, files, threads=self._threads)
         built_s = time.monotonic()

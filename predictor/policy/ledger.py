@@ -272,12 +272,12 @@ class Ledger:
         self._tidy(ref)
         return (*actions, *self._pump(now_s))
 
-    def lost(self, place: Place, now_s: float) -> Plan:
-        """The device's worker died and every ready copy with it. Those in use go as their requests fail."""
+    def lost(self, place: Place, refs: Iterable[ModelRef], now_s: float, *, kind: str = "lost") -> Plan:
+        """A worker of the device died and ready copies of ``refs`` with it. Those in use go as their requests fail."""
         actions: list[Action] = []
-        for copy in tuple(self.books.here(place)):
+        for copy in [copy for ref in refs if (copy := self.books.at(ref, place))]:
             if copy.state is State.READY:
-                actions += self.books.drain(copy, self._room.cause(copy, "lost", now_s))
+                actions += self.books.drain(copy, self._room.cause(copy, kind, now_s))
         return (*actions, *self._pump(now_s))
 
     def tick(self, now_s: float) -> Plan:

@@ -47,8 +47,10 @@ class Room:
     def make(self, place: Place, newcomer: ModelRef, now_s: float) -> list[Action]:
         """Have copies dropped, or drained if all are in use, until the newcomer fits or will fit."""
         background = [copy for copy in self.books.here(place) if copy.state is State.FILLING and copy.background]
+        domain = self.books.needs[newcomer].domain
         if place.tier is Tier.DEVICE and any(
-            copy.state is State.FILLING and not copy.background for copy in self.books.here(place)
+            copy.state is State.FILLING and not copy.background and self.books.needs[copy.ref].domain == domain
+            for copy in self.books.here(place)
         ):
             return []  # a worker builds one model at a time: room made now would only stand empty
         ready = self.candidates(place, newcomer, now_s)

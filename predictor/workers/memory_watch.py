@@ -48,7 +48,7 @@ class Candidate(NamedTuple):
 
     name: str
     pid: int
-    end: Callable[[str, str], None]
+    end: Callable[[str, str], object]
 
 
 def working_set(root: Path = Path("/")) -> int | None:

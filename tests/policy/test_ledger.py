@@ -118,7 +118,7 @@ def test_a_lost_device_gives_up_its_copies_when_their_requests_end() -> None:
     load(books, A, 4)
     load(books, B, 4)
     books.hit(A, 1.0)
-    assert books.lost(DEVICE, 1.0) == (Drop(B, DEVICE),)
+    assert books.lost(DEVICE, [B, ModelRef("default", "nowhere", 1)], 1.0) == (Drop(B, DEVICE),)
     assert books.release(A, DEVICE, 9.0) == (Drop(A, DEVICE),)
 
 

@@ -217,7 +217,10 @@ class World(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def worker_dies(self, data: st.DataObject) -> None:
-        self.carry_out(self.ledger.lost(data.draw(st.sampled_from(self.devices)), self.now_s))
+        place = data.draw(st.sampled_from(self.devices))
+        here = [copy.ref for copy in self.ledger.books.here(place)]
+        dead = data.draw(st.lists(st.sampled_from(here), unique=True)) if here else []
+        self.carry_out(self.ledger.lost(place, dead, self.now_s))
 
     @rule(seconds=st.floats(0, 100_000))
     def time_passes(self, seconds: float) -> None:

@@ -266,7 +266,7 @@ async def test_after_its_worker_died_a_model_comes_back_from_ram() -> None:
     rig = Rig()
     await rig.ask(model("a"))
     rig.device.die()
-    rig.cache.device_lost(0)
+    rig.cache.device_lost(0, [copy.ref for copy in rig.ledger.copies()])
     assert await rig.ask(model("a")) == "ram"
     assert rig.ram.fetched["a"] == 1
 
@@ -341,7 +341,7 @@ async def test_a_random_day_answers_every_request_once_and_ends_with_true_books(
                 case 1:
                     number = draw.randrange(len(rig.devices))
                     rig.devices[number].die()
-                    rig.cache.device_lost(number)
+                    rig.cache.device_lost(number, [copy.ref for copy in rig.ledger.copies()])
                 case 2:
                     rig.cache.preload(spec)
                 case 3:

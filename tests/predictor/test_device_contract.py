@@ -205,6 +205,7 @@ def test_a_copy_does_not_see_what_the_arena_holds_afterwards(bench: Bench) -> No
     load, mapped = bench.place(affine(2.0))
     model = build(load, bench.device.place(load, mapped), threads=1)
     if bench.copy:
+        assert mapped.pool is not None
         mapped.contiguous.fill_(0xFF)
         mapped.pool().fill_(0xFF)
     assert ask(model, 1, 2, 3, 4) == [3.0, 5.0, 7.0, 9.0]

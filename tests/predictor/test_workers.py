@@ -14,11 +14,12 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.errors import LoadFailed, ModelFailed, SchemaMismatch, WorkerDied, WorkerRestarting
+from predictor.errors import ComputedTooLong, LoadFailed, ModelFailed, SchemaMismatch, WorkerDied, WorkerRestarting
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
 from predictor.passage import Passage
 from predictor.tiers.slabs import Arena, SlabPool
 from predictor.wire import FRAME, Frames, Hello, Run, Tensor, Unload, encode_head, to_worker_decoder
+from predictor.workers.death import Death
 from predictor.workers.dispatch import Answer, Outcome, Work
 from predictor.workers.spawn import Starter, cpu_quota
 from predictor.workers.worker import Worker
@@ -70,6 +71,7 @@ class Bench:
     def __init__(self, starter: Starter) -> None:
         self.hellos: list[Hello] = []
         self.deaths: list[str] = []
+        self.culprits: list[ModelRef | None] = []
         self.lost = 0
         self.arenas: list[Arena] = []
         self.pool = SlabPool(64 << 20)
@@ -84,9 +86,13 @@ class Bench:
             execute_timeout_s=3.0,
             on_ready=self.hellos.append,
             on_lost=self._count,
-            on_death=self.deaths.append,
+            on_death=self._died,
             starter=starter,
         )
+
+    def _died(self, death: Death) -> None:
+        self.deaths.append(death.reason)
+        self.culprits.append(death.culprit)
 
     def _count(self) -> None:
         self.lost += 1
@@ -259,7 +265,7 @@ async def test_the_request_inside_a_killed_worker_fails_and_those_behind_it_may_
 
 async def test_a_request_that_computes_for_too_long_costs_the_worker_its_life(bench: Bench) -> None:
     ref = await bench.load("hung", affine_pytorch(scale=1.0), sleep_s=1000.0)
-    with pytest.raises(ModelFailed, match="HEARTH_EXECUTE_TIMEOUT_S"):
+    with pytest.raises(ComputedTooLong, match="HEARTH_EXECUTE_TIMEOUT_S"):
         await bench.ask(ref, *X)
     ref = await bench.load("after", affine_onnx(scale=1.0))
     assert values(await bench.ask(ref, *X))[0] == 2.0

@@ -63,12 +63,14 @@ class Spawned(NamedTuple):
     control  the descriptor of the weights, once
     page     eight bytes shared with the worker: the id of the request that it computes right now, 0 for none. It
              outlives the worker, and so tells which request was inside when it died
+    output   what it prints: a pipe's end to read, and the receiver's to close; -1: it has none
     """
 
     process: Process
     stream: socket.socket
     control: socket.socket
     page: mmap.mmap
+    output: int = -1
 
 
 Starter: TypeAlias = Callable[[int, str, int, str], Spawned]
@@ -202,12 +204,13 @@ def bury(group: int = 0) -> None:
 
 
 class Ends(NamedTuple):
-    """A worker's sockets and page: ours, and its own as descriptors."""
+    """A worker's sockets, page and output: ours, and its own as descriptors."""
 
     stream: socket.socket
     control: socket.socket
     page: mmap.mmap
-    theirs: tuple[int, int, int]
+    output: int
+    theirs: tuple[int, int, int, int]
 
     @classmethod
     def make(cls) -> Ends:
@@ -217,7 +220,12 @@ class Ends(NamedTuple):
         descriptor = os.memfd_create("hearth:running", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, mmap.PAGESIZE)
         page = mmap.mmap(descriptor, mmap.PAGESIZE)
-        return cls(stream, control, page, (stream_theirs.detach(), control_theirs.detach(), descriptor))
+        output, output_theirs = os.pipe()
+        return cls(stream, control, page, output, (stream_theirs.detach(), control_theirs.detach(), descriptor, output_theirs))
+
+    def spawned(self, process: Process) -> Spawned:
+        """Ours, of this process."""
+        return Spawned(process, self.stream, self.control, self.page, self.output)
 
     def close_theirs(self) -> None:
         """They have them."""
@@ -226,7 +234,7 @@ class Ends(NamedTuple):
 
 
 def spawn(device: int, kind: str, threads: int) -> Spawned:
-    """Start the worker of ``device``, which computes with ``threads`` threads. Its standard output goes to our stderr."""
+    """Start the worker of ``device``, which computes with ``threads`` threads."""
     ends = Ends.make()
     folder = scratch.make()
     numbers = [str(number) for number in (os.getpid(), device, threads, *ends.theirs)]
@@ -238,7 +246,7 @@ def spawn(device: int, kind: str, threads: int) -> Spawned:
         process = Child(scratch=folder, status=LOST)
     finally:
         ends.close_theirs()
-    return Spawned(process, ends.stream, ends.control, ends.page)
+    return ends.spawned(process)
 
 
 def execute(arguments: list[str], kept: tuple[int, ...], threads: int) -> int:

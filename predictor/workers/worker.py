@@ -20,6 +20,7 @@ from predictor.wire import Field, File, FromWorker, Hello, Load, Loaded, Ran, Ru
 from predictor.workers.death import BUILD_TIMEOUT, EXECUTE_TIMEOUT, EXIT, HUNG_UP, Death, Sentence, judge, obituary
 from predictor.workers.dispatch import Answer, Outcome, Work
 from predictor.workers.link import Link, Reply
+from predictor.workers.output import Output
 from predictor.workers.spawn import Spawned, Starter
 
 log = logging.getLogger(__name__)
@@ -246,6 +247,8 @@ class Worker:
             lambda: Link(self._hello, passage, spawned.control if passage is not None else None), sock=spawned.stream
         )
         self._link = link
+        output = Output(spawned.output, self.name)
+        output.start()
         shared = (passage.size_bytes, passage.reader) if passage is not None else ()
         try:
             send_pool(spawned.control, wire.Pool(self._pool.size_bytes, self._limit_bytes, self._pool.reader, *shared))
@@ -262,6 +265,7 @@ class Worker:
             if not self._stopping:
                 self._on_lost()
             status = await self._reap(spawned)
+            output.close()
             link.ended.set_result(None)
             self._held = {key: other for key, other in self._held.items() if other is not link}
             running, building = (int.from_bytes(spawned.page[at : at + 8], "little") for at in (0, 8))

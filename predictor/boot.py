@@ -7,6 +7,7 @@ Also the console command's entry: whatever is not ``serve`` is cli.py's.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import socket
@@ -82,7 +83,10 @@ def boot() -> Booted:
     cores = cpu_quota()
     threads = max(1, cores // count)
     kind = _kind(os.environ.get("HEARTH_DEVICE", "auto"))
-    start = starter(Zygote(threads) if kind == "cpu" else None)
+    zygote = Zygote(threads) if kind == "cpu" else None
+    if zygote is not None:
+        atexit.register(zygote.close)
+    start = starter(zygote)
     workers = tuple(start(device, kind, threads, FIRST) for device in range(count))
     if Boundary.from_environment().mode != "off":
         shut()

@@ -269,6 +269,40 @@ async def test_a_front_that_is_shut_and_no_root_still_makes_shared_memory() -> N
     assert done.stdout == "shut (0, 0)\n", done.stderr
 
 
+OLD_KERNEL = """
+import os, socket
+from predictor.boundary import Boundary
+from predictor.engine import confine, landlock
+from predictor.workers.spawn import shut
+shut()
+front = os.getpid()
+if not os.fork():
+    landlock.version = lambda: 0
+    confine.confine(Boundary(), "")
+    for attempt in (
+        lambda: open(f"/proc/{front}/environ").read(),
+        lambda: open(f"/proc/{front}/mem").read(1),
+        lambda: os.kill(front, 0),
+        lambda: os.setsid(),
+        lambda: socket.socket(),
+    ):
+        try:
+            attempt()
+        except PermissionError:
+            print("denied", end=" ", flush=True)
+    os.kill(os.getpid(), 0)
+    open("/proc/self/status").close()
+    os._exit(0)
+assert os.wait()[1] == 0
+"""
+
+
+@needs_calls
+async def test_where_there_is_no_landlock_the_front_is_still_out_of_reach() -> None:
+    done = subprocess.run([sys.executable, "-c", OLD_KERNEL], capture_output=True, text=True, check=False)  # noqa: ASYNC221 (as above)
+    assert done.stdout == "denied " * 5, done.stderr
+
+
 async def test_a_strict_worker_does_not_start_where_the_kernel_lacks_something(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,9 +62,15 @@ class Server:
         answer: dict[str, Any] = self.admin.get("/hearth/v1/residency").json()
         return answer
 
-    def worker_pid(self) -> int:
+    def children(self, name: str) -> list[int]:
+        """Processes of the front whose name in lists of processes begins so."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return next(int(pid) for pid in children if b"hearth-worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        return [int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(name.encode())]
+
+    def worker_pid(self) -> int:
+        """Of the first worker, which is forked when torch is imported."""
+        _until(lambda: bool(self.children("hearth-worker")))
+        return self.children("hearth-worker")[0]
 
     def stop(self) -> tuple[int, str]:
         """SIGTERM; the exit status and everything it logged."""

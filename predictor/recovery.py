@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 
 from predictor import human
 from predictor.cache import Cache
 from predictor.errors import HearthError
 from predictor.model import ModelRef
-from predictor.policy.residency import Place
+from predictor.policy.eviction import value
+from predictor.policy.residency import Place, State
 from predictor.telemetry import Telemetry
 from predictor.workers.death import Death
 
@@ -58,6 +60,24 @@ class Recovery:
         spec = self.cache.spec(ref)
         if spec is not None:
             self.cache.rebook(spec)
+
+    def vacate(self, device: int, groups: Sequence[tuple[ModelRef, ...]]) -> bool:
+        """See domains.Watcher: the least valuable, as when bytes are short. What is pinned or on its way stays."""
+        books, now_s = self.cache.ledger.books, self.cache.clock()
+        least: tuple[float, tuple[ModelRef, ...]] | None = None
+        for refs in groups:
+            copies = [books.at(ref, Place(device)) for ref in refs]
+            if any(copy is not None and copy.state is State.DRAINING for copy in copies):
+                return True  # one is being emptied already
+            ready = [copy for copy in copies if copy is not None and copy.state is State.READY]
+            if len(ready) < len(refs) or any(ref.name in self.cache.ledger.pins for ref in refs):
+                continue
+            worth = sum(value(self.cache.ledger.demand.rate(copy.ref, now_s), copy.load_s, copy.size_bytes) for copy in ready)
+            if least is None or worth < least[0]:
+                least = worth, refs
+        if least is not None:
+            self.cache.device_lost(device, least[1], kind="worker")
+        return least is not None
 
     def _leave(self, ref: ModelRef) -> None:
         """No worker that it shares with others may go on with it, on whichever device."""

@@ -99,7 +99,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
                  have) or ``recovered`` (it left the quarantine)
     place        ``disk``, ``ram`` or ``device 0``
     seconds      what a load took
-    cause        of a drop: ``room``, ``order``, ``lost``, ``sick``, ``idle`` or ``damaged``; of a failure or death: its message
+    cause        of a drop: ``room``, ``order``, ``lost``, ``sick``, ``worker``, ``idle`` or ``damaged``; of a failure or
+                 death: its message
     other        who needed the room, or who was pushed out
     value        what the dropped copy was worth: seconds of waiting saved per second and byte (policy/eviction.py)
     rate_per_s   how often the dropped model was asked for; ``other_rate_per_s``: how often the one that needed room

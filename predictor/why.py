@@ -19,6 +19,7 @@ REASONS: Final = {
     "order": "somebody unloaded it",
     "lost": "its worker process ended; it comes back from RAM",
     "sick": "it ended a worker, and comes back into one of its own",
+    "worker": "another model needed a worker, and there may be no more of them (HEARTH_MAX_WORKERS)",
     "idle": "nobody asked for it within HEARTH_IDLE_TTL_S",
     "damaged": "the disk did not give back what was written; the model store did",
 }

@@ -149,8 +149,8 @@ class Server:
                 if isinstance(answer, Failed):
                     gc.collect()  # what was half built holds itself, and the weights, in cycles
                 # Nothing of the load is left in this thread: the front may hand the arena to another model now.
-                self.send(answer)
                 self._page[8:16] = bytes(8)
+                self.send(answer)
         except (ConnectionError, EOFError):
             return
 

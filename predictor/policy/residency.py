@@ -78,7 +78,8 @@ class Cause:
     """Why a copy goes, with the numbers of that moment.
 
     kind        ``room`` (a newcomer needs it), ``order`` (unloaded), ``lost`` (its worker died), ``sick`` (it ended one
-                itself), ``idle`` (its time to live ran out) or ``damaged`` (the disk did not give back what was written)
+                itself), ``worker`` (another model needed its worker), ``idle`` (its time to live ran out) or ``damaged``
+                (the disk did not give back what was written)
     value       what the copy was worth: eviction.value
     rate_per_s  how often its model was asked for
     newcomer    who needed the room, and how often that one was asked for; None where nobody did

@@ -100,7 +100,7 @@ class WorkerDevice:
         attempts = 0
         while True:
             attempts += 1
-            worker = self.domains.enter(spec)
+            worker = await self.domains.enter_in_time(spec)
             try:
                 return await worker.load(spec, arena, copy=self._copy, probe_limit_bytes=probe_limit_bytes)
             except BaseException as error:

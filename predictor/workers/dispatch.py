@@ -15,7 +15,6 @@ import math
 import struct
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import Final, NamedTuple, TypeAlias, cast
@@ -123,16 +122,6 @@ Send: TypeAlias = Callable[[Work, Callable[[Outcome], None]], None]
 """Send work to the device; the second is told the outcome, and never before this returns."""
 
 
-@dataclass(slots=True)
-class _Running:
-    """A batch that is in a worker. ``shares``: something else began on the device meanwhile."""
-
-    batch: Batch
-    ref: ModelRef
-    started_s: float
-    shares: bool = False
-
-
 class Dispatcher:
     """One device's requests.
 
@@ -161,8 +150,9 @@ class Dispatcher:
         self._on_overdue = on_overdue
         self._clock = clock
         self._batching = Batching(starvation_s)
-        self._running: dict[Hashable, _Running] = {}
-        self._held_until_s = -math.inf  # by what began last; the others have had their time, else it would not have begun
+        self._running: dict[Hashable, tuple[Batch, float]] = {}  # by lane, and since when
+        self._sharing: set[Hashable] = set()  # lanes beside whose batches another one began: they have had their time
+        self._held_until_s = math.nan  # by what began last; reckoned when somebody else comes
         self._shares_core = shares_core
         self._joined = False  # the last batch was more than one request
         self._whole: set[ModelRef] = set()  # models that turned out to answer with something else than a row for a row
@@ -237,7 +227,12 @@ class Dispatcher:
         return self._lane_of(cast("ModelRef", model)) in self._running
 
     def _is_free(self, now_s: float) -> bool:
-        """Whether another batch may begin, in another lane if need be: what began last is over, or has had its time."""
+        """Whether another batch may begin beside what runs, in another lane: what began last has had its time, or is over."""
+        if len(self._sharing) == len(self._running):
+            return True
+        if math.isnan(self._held_until_s):
+            batch, began_s = next(reversed(self._running.values()))
+            self._held_until_s = began_s + self._batching.patience_s(batch.entries[0].model)
         return now_s >= self._held_until_s
 
     def _next(self, now_s: float) -> Batch | None:
@@ -260,26 +255,24 @@ class Dispatcher:
             job.shared = len(jobs)
             job.queued_s = now_s - job.arrived_s
         first = jobs[0]
-        for running in self._running.values():
-            if not running.shares:
-                self._share(running, shares=True)
         lane = self._lane_of(first.ref)
-        self._running[lane] = _Running(batch, first.ref, now_s)
-        self._held_until_s = now_s + self._batching.patience_s(first.ref)
+        if self._running:
+            self._share_device()
+        self._running[lane] = batch, now_s
         inputs, body = (first.inputs, first.body) if len(jobs) == 1 else _joined(jobs, batch.rows)
         self._send(Work(first.ref, inputs, body, first.outputs, first.measure), partial(self._ended, lane))
 
     def _ended(self, lane: Hashable, outcome: Outcome) -> None:
-        running = self._running.pop(lane)
-        if not running.shares:  # it had the device; of those that share it, another one does
-            self._held_until_s = -math.inf
-        batch = running.batch
+        batch, began_s = self._running.pop(lane)
+        if self._sharing and lane in self._sharing:
+            self._sharing.remove(lane)
+            self._tell_shares(batch, shares=False)
+        else:
+            self._held_until_s = math.nan
         jobs = _jobs(batch.entries)
         self._joined = len(jobs) > 1
-        seconds = outcome.compute_s if isinstance(outcome, Answer) else self._clock() - running.started_s
+        seconds = outcome.compute_s if isinstance(outcome, Answer) else self._clock() - began_s
         self._batching.ended(batch, seconds, answered=not isinstance(outcome, WorkerDied))
-        if running.shares:
-            self._share(running, shares=False)
         outcomes = self._shared_out(outcome, jobs, batch.rows)
         if outcomes is None:
             for job in jobs:
@@ -294,10 +287,17 @@ class Dispatcher:
         if self._shares_core and self._batching.length and self._soon is None:
             self._soon = asyncio.get_running_loop().call_soon(self._after_reading)
 
-    def _share(self, running: _Running, *, shares: bool) -> None:
-        running.shares = shares
+    def _share_device(self) -> None:
+        """Another batch begins beside what runs."""
+        for lane, (batch, _) in self._running.items():
+            if lane not in self._sharing:
+                self._sharing.add(lane)
+                self._held_until_s = math.nan
+                self._tell_shares(batch, shares=True)
+
+    def _tell_shares(self, batch: Batch, *, shares: bool) -> None:
         if self._on_overdue is not None:
-            self._on_overdue(running.ref, shares)
+            self._on_overdue(_jobs(batch.entries)[0].ref, shares)
 
     def _after_reading(self) -> None:
         """In this tick of the loop sockets are read; in the next, what came is sent."""

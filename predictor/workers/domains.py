@@ -11,8 +11,9 @@ quarantine (policy/quarantine.py), which model is on which device (policy/ledger
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
@@ -31,6 +32,9 @@ MODEL: Final = "model"
 
 LINGER_S: Final = 10.0
 """How long a worker without models is kept: what is dropped and loaded again a moment later needs no new one."""
+
+VACATE_S: Final = 30.0
+"""How long a model that needs a worker waits for another one's models to make way: requests that use them end first."""
 
 STOP_S: Final = 5.0
 
@@ -70,6 +74,9 @@ class Watcher(Protocol):
 
     def carries(self, ref: ModelRef) -> None:
         """From now on this model is the one that its worker is booked with."""
+
+    def vacate(self, device: int, groups: Sequence[tuple[ModelRef, ...]]) -> bool:
+        """A worker is needed and there may be no more: have one of these, each with its models, emptied. False: none may be."""
 
 
 class Occupied(NamedTuple):
@@ -123,6 +130,7 @@ class Domains:
         self._domains: dict[str, Domain] = {}
         self._of: dict[ModelRef, Domain] = {}
         self._ending: dict[Domain, asyncio.Task[None]] = {}
+        self._left = asyncio.Event()
         # Nobody knows yet which models come first: the process that is up already will be theirs, under whatever name.
         self._unclaimed = self._new(POOL, first) if isolation == POOL or first is not None else None
         if isolation == POOL and self._unclaimed is not None:
@@ -176,11 +184,26 @@ class Domains:
         self._of[ref] = domain
         return domain.worker
 
+    async def enter_in_time(self, spec: ModelSpec) -> Worker:
+        """``enter``, once another worker's models have made way, if one's may. Raises NoWorkerLeft."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(VACATE_S):
+                while True:
+                    with contextlib.suppress(NoWorkerLeft):
+                        return self.enter(spec)
+                    groups = [tuple(domain.refs) for domain in self._domains.values() if domain.name != POOL]
+                    if not self._watcher.vacate(self.device, groups):
+                        break
+                    self._left.clear()
+                    await self._left.wait()
+        return self.enter(spec)
+
     def leave(self, ref: ModelRef) -> None:
         """The model is not in its worker any more."""
         domain = self._of.pop(ref, None)
         if domain is None:
             return
+        self._left.set()
         carrier = next(iter(domain.refs))
         del domain.refs[ref]
         loop = asyncio.get_running_loop()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from predictor.model import ModelRef
@@ -118,8 +120,30 @@ def test_a_lost_device_gives_up_its_copies_when_their_requests_end() -> None:
     load(books, A, 4)
     load(books, B, 4)
     books.hit(A, 1.0)
-    assert books.lost(DEVICE, [B, ModelRef("default", "nowhere", 1)], 1.0) == (Drop(B, DEVICE),)
+    assert books.lost(DEVICE, [A, B, ModelRef("default", "nowhere", 1)], 1.0) == (Drop(B, DEVICE),)
     assert books.release(A, DEVICE, 9.0) == (Drop(A, DEVICE),)
+
+
+def test_of_a_device_with_several_workers_only_the_dead_ones_copies_are_lost() -> None:
+    books = ledger()
+    load(books, A, 4)
+    load(books, B, 4)
+    assert books.lost(DEVICE, [A], 1.0) == (Drop(A, DEVICE),)
+    assert books.hit(A, 1.0) is None
+    assert books.hit(B, 1.0) == DEVICE
+
+
+def test_a_build_that_hangs_in_one_worker_keeps_nobody_in_another_one_from_being_given_room() -> None:
+    books = ledger(ram=30, device=10)
+    load(books, A, 4)
+    hung, same, other = (ModelRef("default", name, 1) for name in ("hung", "same", "other"))
+    books.wait(hung, replace(need(4), domain="evil"), 1.0)
+    assert Start(hung, DEVICE, RAM) in books.finished(hung, RAM, 1.0, 2.0)
+    books.wait(same, replace(need(4), domain="evil"), 3.0)
+    assert not any(isinstance(action, Drop) for action in books.finished(same, RAM, 1.0, 4.0)), "it would only stand empty"
+    books.leave(3, same, 5.0)
+    books.wait(other, replace(need(4), domain="good"), 6.0)
+    assert Drop(A, DEVICE) in books.finished(other, RAM, 1.0, 7.0)
 
 
 def test_books_without_ram_or_device_are_refused() -> None:

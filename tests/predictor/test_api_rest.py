@@ -277,7 +277,7 @@ def test_a_request_that_ended_two_workers_is_refused_and_others_of_its_model_are
     refused = infer(client)
     assert refused.status_code == 422
     assert "HEARTH_POISON_TTL_S" in refused.json()["error"]
-    other = {"inputs": [ONE["inputs"][0] | {"data": [9, 9]}]}  # type: ignore[index]
+    other = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [9, 9]}]}
     assert infer(client, body=other).status_code == 200
     assert served.device.ran["double"] == 4
 

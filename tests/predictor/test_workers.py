@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import struct
@@ -14,7 +15,7 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.errors import ComputedTooLong, LoadFailed, ModelFailed, SchemaMismatch, WorkerDied, WorkerRestarting
+from predictor.errors import ComputedTooLong, LoadFailed, ModelFailed, SchemaMismatch, WorkerDied, WorkerRestarting, WorkerTaken
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
 from predictor.passage import Passage
 from predictor.tiers.slabs import Arena, SlabPool
@@ -68,10 +69,10 @@ def alive(pid: int) -> bool:
 class Bench:
     """One worker and the arenas of its models."""
 
-    def __init__(self, starter: Starter) -> None:
+    def __init__(self, starter: Starter, *, successor: bool = True) -> None:
         self.hellos: list[Hello] = []
         self.deaths: list[str] = []
-        self.culprits: list[ModelRef | None] = []
+        self.died: list[Death] = []
         self.lost = 0
         self.arenas: list[Arena] = []
         self.pool = SlabPool(64 << 20)
@@ -82,6 +83,7 @@ class Bench:
             threads=1,
             pool=self.pool,
             passage=self.passage,
+            successor=successor,
             build_timeout_s=60.0,
             execute_timeout_s=3.0,
             on_ready=self.hellos.append,
@@ -92,7 +94,7 @@ class Bench:
 
     def _died(self, death: Death) -> None:
         self.deaths.append(death.reason)
-        self.culprits.append(death.culprit)
+        self.died.append(death)
 
     def _count(self) -> None:
         self.lost += 1
@@ -141,12 +143,12 @@ class Bench:
     def pid(self) -> int:
         return self.hellos[-1].pid
 
-    async def until_it_computes(self) -> None:
+    async def until_it_computes(self, *, building: bool = False) -> None:
         """Only the worker knows when, and it says so on the page it shares with the front."""
         spawned = self.worker._spawned
         assert spawned is not None
         async with asyncio.timeout(30):
-            while spawned.page[:8] == bytes(8):  # noqa: ASYNC110 (another process writes it)
+            while spawned.page[8 * building :][:8] == bytes(8):  # noqa: ASYNC110 (another process writes it)
                 await asyncio.sleep(0.01)
 
     def mapped(self) -> int:
@@ -337,6 +339,64 @@ async def test_a_build_that_takes_too_long_fails_when_its_worker_is_dead(bench: 
     with pytest.raises(LoadFailed, match="HEARTH_BUILD_TIMEOUT_S"):
         await bench.worker.load(spec, arena, copy=False)
     assert not alive(pid)
+
+
+async def test_a_worker_that_dies_while_it_computes_and_builds_has_two_suspects_and_neither_load_is_lost(bench: Bench) -> None:
+    slow = await bench.load("computing", affine_pytorch(scale=1.0), sleep_s=2.0)
+    files = {**affine_pytorch(scale=1.0), "model.py": b"import time; time.sleep(2)\n" + affine_pytorch(scale=1.0)["model.py"]}
+    spec, arena = bench.prepare("building", files)
+    loading = asyncio.create_task(bench.worker.load(spec, arena, copy=False))
+    await bench.until_it_computes(building=True)
+    asked = bench.ask(slow, *X)
+    await bench.until_it_computes()
+    os.kill(bench.pid, signal.SIGKILL)
+    died, restarting = await asyncio.gather(asked, loading, return_exceptions=True)
+    assert (type(died), type(restarting)) == (WorkerDied, WorkerRestarting)
+    assert "may have been, another model's doing" in str(died)
+    assert (bench.died[-1].culprit, set(bench.died[-1].suspects)) == (None, {slow, spec.ref})
+
+
+async def test_who_is_blamed_for_an_end_by_force_is_told_and_what_another_model_computed_was_not_its_doing(
+    bench: Bench,
+) -> None:
+    slow = await bench.load("inside", affine_pytorch(scale=1.0), sleep_s=2.0)
+    fat = await bench.load("fat", affine_onnx(scale=1.0))
+    asked = bench.ask(slow, *X)
+    await bench.until_it_computes()
+    bench.worker.end("its memory ran away", "memory", fat)
+    with pytest.raises(WorkerTaken, match="its memory ran away"):
+        await asked
+    assert bench.died[-1] == Death("", "its memory ran away", "memory", fat)
+
+
+async def test_an_idle_death_blames_nobody_and_one_inside_blames_who_was(bench: Bench) -> None:
+    slow = await bench.load("slow-again", affine_pytorch(scale=1.0), sleep_s=2.0)
+    os.kill(bench.pid, signal.SIGKILL)
+    with contextlib.suppress(WorkerDied):
+        await bench.worker.unload(slow)
+    slow = await bench.load("slow-again", affine_pytorch(scale=1.0), sleep_s=2.0)
+    assert bench.died[-1] == Death("", "killed by SIGKILL", "SIGKILL")
+    asked = bench.ask(slow, *X)
+    await bench.until_it_computes()
+    os.kill(bench.pid, signal.SIGKILL)
+    with pytest.raises(WorkerDied, match="model slow-again:1 ended its worker"):
+        await asked
+    assert bench.died[-1].culprit == slow
+
+
+async def test_a_worker_without_a_successor_ends_for_good_and_a_load_that_waits_for_it_may_go_elsewhere() -> None:
+    bench = Bench(successor=False)
+    await bench.worker.start()
+    ref = await bench.load("m", affine_onnx(scale=1.0))
+    spec, arena = bench.prepare("late", affine_onnx(scale=1.0))
+    os.kill(bench.pid, signal.SIGKILL)
+    with contextlib.suppress(WorkerDied):
+        await bench.worker.unload(ref)
+    with pytest.raises(WorkerRestarting):
+        await bench.worker.load(spec, arena, copy=False)
+    assert len(bench.hellos) == 1
+    await bench.worker.stop(5.0)
+    bench.close()
 
 
 async def test_model_code_cannot_write_into_the_pool_by_any_road(bench: Bench) -> None:

@@ -20,6 +20,7 @@ from predictor.settings import Settings
 from predictor.telemetry import Telemetry
 from predictor.workers.domains import Domains
 from predictor.workers.memory_watch import Candidate, MemoryWatch
+from predictor.workers.spawn import end_orphans
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +95,14 @@ class Supervision:
                 yield Candidate(f"{worker.name} of device {domains.device}", worker.pid, end)
 
     async def _look(self) -> None:
-        """Tell the log once what the probes tell."""
+        """Tell the log once what the probes tell, and end what dead workers left behind."""
         while True:
             failure, hopeless = self.device_failure(), self.hopeless()
             state = "this pod is not live" if hopeless else "this pod is not ready" if failure else ""
             if state and state != self._told:
                 log.error("%s: %s", state, hopeless or failure)
             self._told = state
+            end_orphans()
             await asyncio.sleep(LOOK_S)
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from predictor.boundary import Boundary
 from predictor.engine import confine
-from predictor.engine.process import die_with, expendable
+from predictor.engine.process import die_with, expendable, part_from_forks
 
 
 class Start(NamedTuple):
@@ -93,6 +93,7 @@ def work(kind: str, start: Start) -> None:
     from predictor.engine import memory, server  # noqa: PLC0415 (as above)
 
     expendable()
+    part_from_forks(start.stream, start.control)
     memory.open_counter()
     confine.settle(start.scratch)
     confine.confine(Boundary.heard(start.boundary), start.scratch, kind=kind)

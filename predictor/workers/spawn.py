@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeAlias
@@ -95,6 +96,7 @@ class Child:
         self._told = b""
         self._condemned = False
         self._lock = threading.Lock()  # poll() on the loop, wait() in a thread
+        _known.add(self)
 
     def poll(self) -> int | None:
         """See Process."""
@@ -126,6 +128,12 @@ class Child:
                 except ChildProcessError:
                     time.sleep(0.001)  # between two parents
         return status
+
+    def hear(self) -> None:
+        """Learn the pid if it is told by now."""
+        with self._lock:
+            if self._status is None and self._report >= 0:
+                self._hear()
 
     def _hear(self) -> bool:
         """Whether the process is ours by now; a pid that comes is learned, and an end without one is the process's."""
@@ -186,6 +194,8 @@ def shut() -> None:
 
 
 _groups: set[int] = set()
+_known: weakref.WeakSet[Child] = weakref.WeakSet()
+_killed: set[int] = set()
 
 
 def bury(group: int = 0) -> None:
@@ -201,6 +211,33 @@ def bury(group: int = 0) -> None:
                 pass
         except ChildProcessError:
             _groups.discard(known)
+
+
+def end_orphans() -> None:
+    """Kill what dead workers left behind in sessions of its own, and take note of all deaths.
+
+    Who is ours, in another session than ours, and neither a worker nor in the session of one, was a worker's.
+    """
+    bury()
+    found: set[int] = set()
+    for thread in Path("/proc/self/task").iterdir():  # each lists its own
+        with contextlib.suppress(OSError):
+            found |= set(map(int, (thread / "children").read_text().split()))
+    # After the list: whoever is in it, and was forked for us, has told its pid before it became our child.
+    for child in tuple(_known):
+        child.hear()
+    ours = {child.pid for child in _known}
+    for pid in found - ours:
+        with contextlib.suppress(OSError):
+            if os.getsid(pid) not in ours | {os.getsid(0)}:
+                _killed.add(pid)
+                os.kill(pid, signal.SIGKILL)
+    for pid in tuple(_killed):
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                _killed.discard(pid)
+        except ChildProcessError:
+            _killed.discard(pid)
 
 
 class Ends(NamedTuple):

@@ -56,6 +56,7 @@ EVILS: Final = {
         Evil("recurse", "recurses without end", "recurse"),
         Evil("flood", "prints 2 GiB", "flood", kills=False),
         Evil("fork", "forks children that stay, and aborts", "fork"),
+        Evil("twin", "forks, and both go on", "twin", kills=None),
         Evil("close", "closes every descriptor", "close"),
         Evil("ignore-sigterm", "ignores SIGTERM, computes for ever", "ignore-sigterm", hangs=True),
         Evil("write-inputs", "overwrites its inputs", "write-inputs", kills=None),

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,11 +80,17 @@ def _fork(_: Evil, __: torch.Tensor) -> None:
     for number in range(CHILDREN):
         if os.fork() == 0:
             if number == 0:
-                os.setsid()
+                with suppress(OSError):
+                    os.setsid()
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(FOR_EVER_S)
             os._exit(0)
     os.abort()
+
+
+def _twin(_: Evil, __: torch.Tensor) -> None:
+    """Go on as two processes with the same sockets."""
+    os.fork()
 
 
 def _close_descriptors(_: Evil, __: torch.Tensor) -> None:
@@ -130,6 +137,7 @@ DEEDS: Final[dict[str, Deed]] = {
     "recurse": _recurse,
     "flood": _flood,
     "fork": _fork,
+    "twin": _twin,
     "close": _close_descriptors,
     "ignore-sigterm": _ignore_sigterm,
     "write-inputs": _write_inputs,

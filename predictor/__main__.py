@@ -54,6 +54,9 @@ log = logging.getLogger("hearth")
 
 RESCAN_S: Final = 60.0
 
+HUNG_S: Final = 1.0
+"""How long a worker may take to end when the grace period is over: one that computes nothing takes 10 ms."""
+
 TOUCH_AFTER_S: Final = 10.0
 """When the RAM pool's memory begins to be touched ahead of its use: a cold start needs the CPU for itself."""
 
@@ -233,11 +236,7 @@ async def _serve(settings: Settings, booted: Booted) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     try:
         parts = _build(within_descriptors(settings), booted)
-    except (
-        HearthError,
-        NoBudget,
-        TooFewDescriptors,
-    ) as error:  # what the AWS variables say makes no sense, or a budget has to be said
+    except (HearthError, NoBudget, TooFewDescriptors) as error:  # the AWS variables make no sense, or a limit has to be said
         log.error("%s", error)  # noqa: TRY400 (the sentence tells; the traceback does not)
         return 2
     pod = parts.pod
@@ -269,9 +268,10 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     pod.state = PodState.DRAINING
     for task in (preloading, adopting, watching):
         task.cancel()
+    pod.cache.drain()
     await inference.drain(settings.drain_timeout_s)
     await admin.drain(1.0)
-    await asyncio.gather(*(domains.stop() for domains in parts.domains))
+    await asyncio.gather(*(domains.stop(HUNG_S) for domains in parts.domains))
     await parts.supervision.stop()
     await parts.rollout.close()
     await pod.cache.close()

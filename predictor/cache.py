@@ -63,6 +63,7 @@ class Cache:
     wall_clock: Callable[[], float] = time.time
     loads: int = 0
     drops: int = 0
+    draining: bool = False
     _specs: dict[ModelRef, ModelSpec] = field(default_factory=dict)
     chronicle: Chronicle = field(init=False)
     _waiters: dict[int, Waiter] = field(default_factory=dict)
@@ -97,12 +98,12 @@ class Cache:
         deadline_s  moment of the loop's clock
         elements    as for ``hit``
 
-        Raises ModelTooLarge, Unavailable (waiting room full), DeadlineExceeded, and whatever failed the load.
+        Raises ModelTooLarge, Unavailable (waiting room full, pod drains), Quarantined, DeadlineExceeded, and whatever failed the load.
         """
         lease = self.hit(spec.ref, elements)
         if lease is not None:
             return lease
-        self.infirmary.check(spec.ref)
+        self._check(spec.ref)
         need = self._admit(spec, elements)
         loop = asyncio.get_running_loop()
         if len(self._waiters) >= self.max_waiting:
@@ -146,7 +147,7 @@ class Cache:
         """Load in the background, in free room only. Raises ModelTooLarge, TooManyRequests (too many queued)."""
         if self.ledger.preloads_queued >= self.max_waiting:
             raise TooManyRequests(f"{self.max_waiting} pre-loads are queued already (HEARTH_MAX_WAITING)", retry_after_s=5.0)
-        self.infirmary.check(spec.ref)
+        self._check(spec.ref)
         plan = self.ledger.preload(spec.ref, self._admit(spec), self.clock())
         self._specs[spec.ref] = spec
         self._carry_out(plan)
@@ -183,13 +184,18 @@ class Cache:
         """A worker of ``device`` died, or is not to be asked any more: these models are not on that device any more."""
         self._carry_out(self.ledger.lost(Place(device), refs, self.clock(), kind=kind))
 
-    async def close(self) -> None:
-        """Stop every transfer and refuse whoever still waits. Nothing may be asked of the cache afterwards."""
-        if self._timer is not None:
-            self._timer[1].cancel()
+    def drain(self) -> None:
+        """Load nothing any more: refuse whoever waits, and from now on whoever would have to."""
+        self.draining = True
         for waiter in self._waiters.values():
             if not waiter.lease.done():
-                waiter.lease.set_exception(Unavailable("this pod is stopping: ask again", retry_after_s=1.0))
+                waiter.lease.set_exception(Unavailable(why.DRAINS, retry_after_s=1.0))
+
+    async def close(self) -> None:
+        """Stop every transfer. Nothing may be asked of the cache afterwards."""
+        self.drain()
+        if self._timer is not None:
+            self._timer[1].cancel()
         while self._tasks:
             tasks = tuple(self._tasks.values())
             for task in tasks:
@@ -387,6 +393,12 @@ class Cache:
             if self.ledger.too_large(need) is None:
                 self._carry_out(self.ledger.measured(spec.ref, need, self.clock()))
                 return
+
+    def _check(self, ref: ModelRef) -> None:
+        """Whether models, and this one, may be loaded now. Raises Unavailable, Quarantined."""
+        if self.draining:
+            raise Unavailable(why.DRAINS, retry_after_s=1.0)
+        self.infirmary.check(ref)
 
     def _admit(self, spec: ModelSpec, elements: int = 0) -> Footprint:
         need = self.profiles.need(spec, elements)

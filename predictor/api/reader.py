@@ -38,7 +38,11 @@ MAX_LENGTH_DIGITS: Final = 12
 
 @dataclass(slots=True)
 class Load:
-    """What is inside now. ``requests``: from the handler's start until the answer has left; ``body_bytes``: received."""
+    """What is inside now.
+
+    requests    from the handler's start until the answer has left
+    body_bytes  received, and of answers that their clients do not take
+    """
 
     requests: int = 0
     body_bytes: int = 0

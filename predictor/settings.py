@@ -116,7 +116,9 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(64 << 20, ge=1024, description="Largest request body accepted, decompressed; more gets 413.")
     max_body_bytes_in_flight: int = Field(
-        512 << 20, ge=1024, description="Bytes of request bodies inside the pod, and of answers that clients do not take; more get 429."
+        512 << 20,
+        ge=1024,
+        description="Bytes of request bodies inside the pod, and of answers that clients do not take; more get 429.",
     )
     max_body_bytes_in_flight_per_model: int = Field(
         256 << 20, ge=1024, description="Of those, bytes of requests for one model; more get 429. A single request may pass it."

@@ -226,14 +226,13 @@ class Server:
             # Out of the handler there, whose traceback holds the tensors of the computation.
             if isinstance(answer, Failed) and answer.kind == OutOfMemory.__name__:
                 self._device.give_back()
-        # The page says so until the answer is out: the front reads there who was inside when this process died.
-        try:
-            if isinstance(answer, Ran):
-                answer = self._shared.put(answer, parts)
-            self._shared.let_go()
-            self.send(answer, parts)
-        finally:
-            self._page[:8] = bytes(8)
+        # The page says so until the answer is out, and if that fails for ever: the front reads there who was inside when
+        # this process died, as it does of a model that closed its sockets.
+        if isinstance(answer, Ran):
+            answer = self._shared.put(answer, parts)
+        self._shared.let_go()
+        self.send(answer, parts)
+        self._page[:8] = bytes(8)
 
     def _answer(self, message: Run, body: memoryview) -> tuple[Ran | Failed, list[memoryview]]:
         begin_s = time.monotonic()

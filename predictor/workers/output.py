@@ -67,7 +67,7 @@ class Output:
         """Begin to read, in the running loop."""
         if self._descriptor < 0:
             return
-        os.set_blocking(self._descriptor, False)  # noqa: FBT003 (the os module's own signature)
+        os.set_blocking(self._descriptor, False)
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)

@@ -385,7 +385,7 @@ async def test_an_idle_death_blames_nobody_and_one_inside_blames_who_was(bench: 
 
 
 async def test_a_worker_without_a_successor_ends_for_good_and_a_load_that_waits_for_it_may_go_elsewhere() -> None:
-    bench = Bench(starter(zygote), successor=False)
+    bench = Bench(starter(None), successor=False)
     await bench.worker.start()
     ref = await bench.load("m", affine_onnx(scale=1.0))
     spec, arena = bench.prepare("late", affine_onnx(scale=1.0))

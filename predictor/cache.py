@@ -98,7 +98,7 @@ class Cache:
         deadline_s  moment of the loop's clock
         elements    as for ``hit``
 
-        Raises ModelTooLarge, Unavailable (waiting room full, pod drains), Quarantined, DeadlineExceeded, and what failed the load.
+        Raises ModelTooLarge, Unavailable (waiting room full, pod drains), Quarantined, DeadlineExceeded, or what failed it.
         """
         lease = self.hit(spec.ref, elements)
         if lease is not None:

@@ -93,6 +93,7 @@ class Crew:
         def unmake(worker: Worker) -> None:
             if worker.passage is not None and worker.passage is not self._passage:
                 worker.passage.close()
+                worker.passage = None  # the worker is in cycles: its descriptor would stay until they are collected
 
         made = Domains(
             device,

@@ -124,8 +124,8 @@ async def warm(port: int, models: Mapping[str, float], timeout_s: float = 60.0) 
     for model, expected in models.items():
         asker = Asker(port, model)
         async with asyncio.timeout(timeout_s):
-            while (await asker.ask(ASKED, expected)).told:
-                await asyncio.sleep(0.05)  # noqa: ASYNC110 (nothing here would tell)
+            while (await asker.ask(ASKED, expected)).told:  # noqa: ASYNC110 (nothing here would tell)
+                await asyncio.sleep(0.05)
         await asker.close()
 
 

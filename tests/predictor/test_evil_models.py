@@ -97,7 +97,7 @@ def test_an_evil_model_harms_nobody_else(pod: tuple[str, Server], evil: Evil) ->
 def _judge(played: Played, evil: Evil, isolation: str) -> None:
     allowed = INSIDE if isolation == "pool" else 0
     assert len(played.failed) <= allowed, [f"{one.model} {one.told}" for one in played.failed]
-    assert played.asked > 20
+    assert played.asked >= len(HEALTHY)
     first = played.pokes[0]
     assert first.status > 0, f"{evil.name} had no answer: {first.told}"
     if evil.kills:

@@ -54,7 +54,7 @@ EVILS: Final = {
         Evil("crash-build", "os.abort() in build()", "abort", when="built"),
         Evil("allocate", "allocates without end", "allocate", kills=None),
         Evil("recurse", "recurses without end", "recurse"),
-        Evil("flood", "prints 2 GiB", "flood", kills=False),
+        Evil("flood", "prints 2 GiB", "flood", kills=None),
         Evil("fork", "forks children that stay, and aborts", "fork"),
         Evil("twin", "forks, and both go on", "twin", kills=None),
         Evil("close", "closes every descriptor", "close"),

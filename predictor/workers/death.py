@@ -16,6 +16,7 @@ EXECUTE_TIMEOUT: Final = "execute timeout"
 BUILD_TIMEOUT: Final = "build timeout"
 HUNG_UP: Final = "hung up"
 EXIT: Final = "exit"
+LOST_DEVICE: Final = "device lost"
 
 
 class Death(NamedTuple):

@@ -17,7 +17,7 @@ from predictor.errors import HearthError, LoadFailed, Unavailable, WorkerDied, W
 from predictor.model import ModelRef, ModelSpec, TensorSpec
 from predictor.passage import Passage
 from predictor.wire import Field, File, FromWorker, Hello, Load, Loaded, Ran, Run, Unload, send_arena, send_pool
-from predictor.workers.death import BUILD_TIMEOUT, EXECUTE_TIMEOUT, EXIT, HUNG_UP, Death, Sentence, judge, obituary
+from predictor.workers.death import BUILD_TIMEOUT, EXECUTE_TIMEOUT, EXIT, HUNG_UP, LOST_DEVICE, Death, Sentence, judge, obituary
 from predictor.workers.dispatch import Answer, Outcome, Work
 from predictor.workers.link import Link, Reply
 from predictor.workers.output import Output
@@ -323,6 +323,8 @@ class Worker:
             status = spawned.process.poll()
             if status is not None:
                 if status >= 0:
+                    if status == wire.LOST_DEVICE_STATUS:
+                        return "its device computed nothing any more after an error", LOST_DEVICE
                     return f"exit status {status}", EXIT
                 return f"killed by {signal.Signals(-status).name}", signal.Signals(-status).name
             await asyncio.sleep(0.01)

@@ -29,8 +29,9 @@ ROWS = [[1.0, 2.0, 3.0, 4.0]]
 class Server:
     """One `hearth serve` process on free ports."""
 
-    def __init__(self, s3: FakeS3, *, log: Path | None = None, **settings: str) -> None:
-        self._log = log
+    def __init__(self, s3: FakeS3, **settings: str | Path) -> None:
+        """``log``: where its standard error goes, if it is not to be read by ``stop``."""
+        log = self._log = Path(settings.pop("log")) if "log" in settings else None
         self.port, self.admin_port = _free_port(), _free_port()
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HEARTH_"))}
         environment |= s3.environment() | {
@@ -41,7 +42,7 @@ class Server:
             "HEARTH_SETTLE_S": "0",
             "HEARTH_FETCH_RETRIES": "1",
             "HEARTH_DRAIN_TIMEOUT_S": "10",
-            **{f"HEARTH_{name.upper()}": value for name, value in settings.items()},
+            **{f"HEARTH_{name.upper()}": str(value) for name, value in settings.items()},
         }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "predictor.boot", "serve"],

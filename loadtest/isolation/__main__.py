@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"poked every {asked.pause:g} s after the first {LEAD:.0%} of that. A cell: failed of asked after the first poke; the"
     )
-    print("longest time that one of the healthy models gave no right answer, beyond the time between two questions.")
+    print("longest time that one of the healthy models gave no right answer, beyond the time between two questions; and")
+    print("what the evil model answered to a harmless question afterwards.")
     print(f"Hearth's limits: {EXECUTE_TIMEOUT_S:g} s for a computation, {BUILD_TIMEOUT_S:g} s for a build. Triton has none.")
     return 0
 
@@ -82,7 +83,7 @@ def _scene(port: int, evil: Evil, domain: str, asked: argparse.Namespace, played
     pokes = [poke.status for poke in one.pokes]
     print(
         f"{domain}, {evil.name}: {len(one.failed)} of {one.asked} failed, silence {one.silence_s:.2f} s, "
-        f"p99 {one.before_s * 1e3:.1f} → {one.after_s * 1e3:.1f} ms; pokes {pokes[:8]}; {quiet()}",
+        f"p99 {one.before_s * 1e3:.1f} → {one.after_s * 1e3:.1f} ms; pokes {pokes[:8]}, then {one.back}; {quiet()}",
         file=sys.stderr,
         flush=True,
     )

@@ -20,6 +20,8 @@ HOST: Final = "127.0.0.1"
 OK: Final = 200
 LONGEST_S: Final = 30.0
 """A question that nobody answers counts as failed then."""
+PATIENCE_S: Final = 4.0
+"""More than the limits that a server with limits is given here."""
 ASKED: Final = 3.0
 """What healthy models are asked: any number that is no poke."""
 
@@ -130,11 +132,19 @@ async def warm(port: int, models: Mapping[str, float], timeout_s: float = 60.0) 
 
 
 async def poke(port: int, model: str, value: float, *, times: int, seconds: float, pause_s: float) -> list[Seen]:
-    """Ask the evil model for it, up to ``times`` times in ``seconds``, with a pause in between. What it answered."""
+    """Ask the evil model for it, up to ``times`` times in ``seconds``, with a pause in between.
+
+    What it answered; a last question without an answer has PATIENCE_S more.
+    """
     asker, end_s = Asker(port, model), time.monotonic() + seconds
     seen: list[Seen] = []
-    while len(seen) < times and time.monotonic() < end_s:
-        seen.append(await asker.ask(value, None))
+    while len(seen) < times and (left_s := end_s - time.monotonic()) > 0:
+        at_s = time.monotonic()
+        try:
+            async with asyncio.timeout(left_s + PATIENCE_S):
+                seen.append(await asker.ask(value, None))
+        except TimeoutError:
+            seen.append(Seen(model, at_s, time.monotonic() - at_s, 0, "no answer"))
         await asyncio.sleep(min(pause_s, max(end_s - time.monotonic(), 0)))
     await asker.close()
     return seen

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Final
 
 from loadtest.isolation.evil import POKE, Evil
-from loadtest.isolation.load import Load, Seen, failures, poke, warm
+from loadtest.isolation.load import ASKED, Load, Seen, failures, poke, warm
 
 LEAD: Final = 0.25
 """Of the time, how much is played before the first poke."""
@@ -28,6 +28,7 @@ class Played:
                 between two questions: until a dead worker's models answer again
     before, after  99th percentile of healthy models' right answers, before and after the first poke, in seconds
     pokes       the evil model's own answers
+    back        what it answered afterwards to a harmless question: 200, a status of refusal, or 0: nothing
     """
 
     evil: str
@@ -38,6 +39,7 @@ class Played:
     before_s: float
     after_s: float
     pokes: tuple[Seen, ...]
+    back: int
 
 
 async def play(
@@ -75,6 +77,7 @@ async def play(
         percentile(before),
         percentile(after),
         tuple(answered),
+        (await poke(port, evil.name, ASKED, times=1, seconds=1.0, pause_s=0.0))[0].status,
     )
 
 

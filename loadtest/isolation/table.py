@@ -11,7 +11,7 @@ from loadtest.isolation.scene import Played
 
 
 def table(played: Sequence[Played], domains: Sequence[str]) -> str:
-    """Evil models by domains: failures of the healthy, and the longest silence of one of them."""
+    """Evil models by domains: failures of the healthy, the longest silence of one of them, and whether it is back."""
     found = {(one.evil, one.domain): one for one in played}
     lines = [["evil model", *domains], ["---"] * (1 + len(domains))]
     names = dict.fromkeys(one.evil for one in played)
@@ -40,7 +40,7 @@ def as_json(played: Sequence[Played]) -> list[dict[str, Any]]:
 def _cell(one: Played | None) -> str:
     if one is None:
         return "-"
-    return f"{len(one.failed)} of {one.asked:,}; {one.silence_s:.2f} s"
+    return f"{len(one.failed)} of {one.asked:,}; {one.silence_s:.2f} s; {one.back or 'none'}"
 
 
 def _middle(values: Sequence[float]) -> float:

@@ -45,13 +45,13 @@ class Asker:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(self, value: float, expected: float | None) -> Seen:
-        """Send a row of ``value``. ``expected``: every number of the right answer; None: whatever comes."""
+    async def ask(self, value: float, expected: float | None, others: float | None = None) -> Seen:
+        """Send a row: see ``body``. ``expected``: every number of the right answer; None: whatever comes."""
         at_s = time.monotonic()
         status, told = 0, ""
         try:
             async with asyncio.timeout(LONGEST_S):
-                status, content = await self._exchange(body(value))
+                status, content = await self._exchange(body(value, others))
             told = "" if expected is None else wrong(status, content, expected)
         except (OSError, EOFError, ValueError, TimeoutError) as error:
             told = f"{type(error).__name__}: {error}"
@@ -142,7 +142,8 @@ async def poke(port: int, model: str, value: float, *, times: int, seconds: floa
         at_s = time.monotonic()
         try:
             async with asyncio.timeout(left_s + PATIENCE_S):
-                seen.append(await asker.ask(value, None))
+                # Never twice the same: a server may know again what ended its worker.
+                seen.append(await asker.ask(value, None, float(len(seen))))
         except TimeoutError:
             seen.append(Seen(model, at_s, time.monotonic() - at_s, 0, "no answer"))
         await asyncio.sleep(min(pause_s, max(end_s - time.monotonic(), 0)))

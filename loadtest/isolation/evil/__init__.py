@@ -77,9 +77,10 @@ def healthy_files(scale: float, **declared: Any) -> dict[str, bytes]:
     return _files({"width": WIDTH, "deed": "", "when": "asked"}, scale, "model.py", declared)
 
 
-def body(value: float) -> bytes:
-    """One request in V2 JSON: a row of ``value``."""
-    tensor = {"name": "x", "datatype": "FP32", "shape": [1, WIDTH], "data": [value] * WIDTH}
+def body(value: float, others: float | None = None) -> bytes:
+    """One request in V2 JSON: a row of ``value``, or of one such number and ``others``."""
+    rest = value if others is None else others
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, WIDTH], "data": [value] + [rest] * (WIDTH - 1)}
     return json.dumps({"inputs": [tensor]}).encode()
 
 

@@ -45,9 +45,10 @@ demo: install  ## two dozen models share a device budget for six
 test: install  ## the whole test suite; policy/ must be covered branch by branch
 	$(BIN)/python -m pytest --cov=predictor.policy --cov-branch --cov-report=term:skip-covered --cov-fail-under=100
 
-soak: install  ## what takes long: the simulation with 100,000 events a seed, a pod under 20,000 requests
+soak: install  ## what takes long: the simulation with 100,000 events a seed, a pod under 20,000 requests, 1,000 dead workers
 	SOAK_SIM_EVENTS=100000 SOAK_SIM_SEEDS=8 $(BIN)/python -m pytest tests/sim -q
 	SOAK_REQUESTS=20000 SOAK_TURNS=200 $(BIN)/python -m pytest tests/predictor/test_many_models.py tests/predictor/test_pod_tiers.py -q -s
+	SOAK_DEATHS=1000 $(BIN)/python -m pytest tests/predictor/test_pod_isolation.py -k leave_nothing -q -s
 	SOAK_STALL_S=10 $(BIN)/python -m pytest tests/loadtest/test_run.py -q -s
 
 lint: install  ## ruff, mypy, import-linter, house tests

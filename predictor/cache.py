@@ -187,9 +187,8 @@ class Cache:
     def drain(self) -> None:
         """Load nothing any more: refuse whoever waits, and from now on whoever would have to."""
         self.draining = True
-        for waiter in self._waiters.values():
-            if not waiter.lease.done():
-                waiter.lease.set_exception(Unavailable(why.DRAINS, retry_after_s=1.0))
+        for waiter in (waiter for waiter in self._waiters.values() if not waiter.lease.done()):
+            waiter.lease.set_exception(Unavailable(why.DRAINS, retry_after_s=1.0))
 
     async def close(self) -> None:
         """Stop every transfer. Nothing may be asked of the cache afterwards."""

@@ -172,8 +172,11 @@ class Worker:
                 loaded = await link.ask(message, about=spec.ref)
         except TimeoutError:
             reason = f"model {spec.ref} was not built within {self._build_timeout_s:g} s (HEARTH_BUILD_TIMEOUT_S)"
-            self.end(reason, BUILD_TIMEOUT, self._being_built(link) or spec.ref)
+            hung = self._being_built(link) or spec.ref
+            self.end(reason, BUILD_TIMEOUT, hung)
             await asyncio.shield(link.ended)  # until then it may read the arena
+            if hung != spec.ref:  # this one only waited behind it
+                raise restarting(spec.ref.key) from None
             raise LoadFailed(f"{reason}; its worker was ended") from None
         except HearthError:
             self._held.pop(spec.ref.key, None)

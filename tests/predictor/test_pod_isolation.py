@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -191,6 +192,25 @@ def test_in_a_pool_the_second_death_of_a_model_happens_in_a_worker_of_its_own(s3
         assert [event["what"] for event in events].count("died") == 2
         assert server.admin.post("/hearth/v1/clear", json={"models": ["e-abort"]}).json() == {"cleared": ["e-abort"]}
         assert server.infer("e-abort").status_code == 200
+
+
+def test_a_build_that_hangs_holds_up_nobody_in_another_worker_and_workers_make_way_for_each_other(s3: FakeS3) -> None:
+    publish(s3, "e-hangs", files("e", build="__import__('time').sleep(1000)"))
+    with serving(s3, "model", max_workers="2") as server, concurrent.futures.ThreadPoolExecutor(1) as thread:
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1.0, 2.0, 3.0, 4.0]}
+        hung = thread.submit(
+            server.http.post,
+            "/v2/models/e-hangs/infer",
+            json={"inputs": [tensor]},
+            headers={"Hearth-Deadline-Ms": "30000"},
+        )
+        _until(lambda: bool(model(server, "e-hangs")))
+        for name in ("h0", "h1", "h0"):
+            assert server.infer(name).status_code == 200
+        assert not hung.done()
+        causes = [event.get("cause") for event in server.admin.get("/hearth/v1/why/h0").json()["events"]]
+        assert "worker" in causes
+        assert hung.result().status_code == 504
 
 
 def test_a_poisoned_request_is_refused_after_two_workers_and_an_idempotent_one_is_tried_again_by_itself(s3: FakeS3) -> None:

@@ -1,10 +1,10 @@
 """The front's own health: how late its event loop is, and when somebody should restart this pod.
 
 Three things happen to a loop that stands still, the sooner the worse the matter: its stacks are written to the log once
-(``stuck_log_s``, by faulthandler's own thread, which needs no GIL); ``/livez`` says 503 where it was late for too many
-seconds of the last minute (a probe that falls into a stall times out by itself, but one stall after the other lets
-probes through in between); and the process ends (``stuck_exit_s``), because not everywhere somebody probes. Ending the
-front ends its workers; what is on disk is adopted by its successor.
+(``stuck_log_s``; by faulthandler's own thread where the GIL is held, some seconds later); ``/livez`` says 503 where it was
+late for too many seconds of the last minute (a probe that falls into a stall times out by itself, but one stall after the
+other lets probes through in between); and the process ends (``stuck_exit_s``), because not everywhere somebody probes.
+Ending the front ends its workers; what is on disk is adopted by its successor.
 
 A process that was stopped as a whole (a frozen container, a debugger, a laptop's lid) is not stuck: the watchdog counts
 its own ticks, not a clock, and it was stopped, too.
@@ -21,7 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, TextIO
 
 from predictor import human
 
@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 
 BEAT_S: Final = 0.1
 """Ten wakes a second: 0.05 % of a core."""
-REARM_BEATS: Final = 10
-"""Setting faulthandler's timer makes a thread, 50 µs: once a second is often enough for limits of seconds."""
 WATCHDOG_S: Final = 0.5
+REARM_TICKS: Final = 20
+"""Setting faulthandler's timer ends a thread and makes one: 0.1 to 0.6 ms with the GIL held, every ten seconds."""
 MINUTE_S: Final = 60.0
 STUCK_STATUS: Final = 70
 """EX_SOFTWARE of sysexits.h: our own mistake, not the operator's."""
@@ -109,10 +109,10 @@ class Pulse:
         if self._timer is not None:
             self._timer.cancel()
         self._stopping.set()
-        if self._stuck_log_s:
-            faulthandler.cancel_dump_traceback_later()
         if self._thread.is_alive():
             self._thread.join(WATCHDOG_S + 1)
+        if self._stuck_log_s:
+            faulthandler.cancel_dump_traceback_later()
 
     def stalled(self) -> str:
         """Why this pod should be restarted; "" if it should not."""
@@ -132,20 +132,29 @@ class Pulse:
         # What the watchdog slept through as well was no stall of the loop.
         self._lateness.note(min(late_s, (self._stopped_ticks + 2) * WATCHDOG_S), now_s)
         self._stopped_ticks = 0
-        if self._stuck_log_s and self._beats % REARM_BEATS == 1:
-            faulthandler.dump_traceback_later(self._stuck_log_s, file=sys.__stderr__ or 2)
         self._due_s = now_s + BEAT_S
         self._timer = asyncio.get_running_loop().call_later(BEAT_S, self._beat)
 
+    @staticmethod
+    def _log() -> TextIO | int:
+        return sys.__stderr__ or 2
+
     def _watch(self) -> None:
-        seen = -1
+        seen, ticks, log_ticks = -1, 0, max(round(self._stuck_log_s / WATCHDOG_S), 1)
         while not self._stopping.wait(WATCHDOG_S):
+            if self._stuck_log_s and ticks % REARM_TICKS == 0:
+                # Only heard of where this thread is not: whoever computes without end may hold the GIL.
+                faulthandler.dump_traceback_later(REARM_TICKS * WATCHDOG_S + self._stuck_log_s, file=self._log())
+            ticks += 1
             if self._beats != seen:
                 seen = self._beats
                 self._stopped_ticks = 0
                 continue
             self._stopped_ticks += 1
             stuck_s = self._stopped_ticks * WATCHDOG_S
+            if self._stuck_log_s and self._stopped_ticks == log_ticks:
+                log.error("the event loop stands still for %s (HEARTH_STUCK_LOG_S); all threads:", human.span(stuck_s))
+                faulthandler.dump_traceback(file=self._log())
             if self._stuck_exit_s and stuck_s >= self._stuck_exit_s:
                 log.critical("the event loop stands still for %s: this process ends (HEARTH_STUCK_EXIT_S)", human.span(stuck_s))
                 self._end(STUCK_STATUS)

@@ -18,7 +18,7 @@ RECENT := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python %d.
 # Some environments forbid bytecode: every import of torch then compiles it anew (3 s instead of 1.2).
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install demo test soak lint e2e bench-overhead bench-fairness bench-loadtest bench-alongside bench-policy bench-density lock reference clean
+.PHONY: help install demo test soak lint e2e bench-overhead bench-fairness bench-loadtest bench-alongside bench-policy bench-density bench-isolation lock reference clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -82,6 +82,9 @@ bench-policy: install  ## eviction, wake-up and retention on public traces (TRAC
 
 bench-density: install  ## what one more worker takes, in memory and time (BENCH="--forked 100")
 	$(BIN)/python -m loadtest.isolation.density $(BENCH)
+
+bench-isolation: install $(PEERS)/.installed  ## evil models beside healthy ones, here and on Triton (BENCH="--seconds 5 --domains model")
+	$(BIN)/python -m loadtest.isolation --peers-venv $(PEERS) $(BENCH)
 
 # Without their dependencies: Triton and uvicorn run with the packages of $(VENV), so that torch and numpy are the same for all.
 # wrk is Debian's; where there is neither apt-get nor a wrk on the PATH, the bench says so and ends.

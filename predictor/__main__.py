@@ -25,6 +25,7 @@ from predictor.cache import Cache
 from predictor.catalogue import Catalogue
 from predictor.crew import PASSAGE_SHARE, Crew
 from predictor.declarations import Declarations
+from predictor.descriptors import TooFewDescriptors
 from predictor.errors import HearthError
 from predictor.hops import Hops
 from predictor.infirmary import Infirmary
@@ -39,6 +40,7 @@ from predictor.profiles import Profiles
 from predictor.recovery import Recovery
 from predictor.rollout import Rollout
 from predictor.settings import Settings
+from predictor.supervision import Supervision, within_descriptors
 from predictor.telemetry import Batches, Telemetry, Timeline
 from predictor.tiers.arenas import SeparateArenas
 from predictor.tiers.budgets import NoBudget, budgets, memory_limit
@@ -55,6 +57,9 @@ from predictor.workers.domains import POOL, Domains
 log = logging.getLogger("hearth")
 
 RESCAN_S: Final = 60.0
+
+HUNG_S: Final = 1.0
+"""How long a worker may take to end when the grace period is over: one that computes nothing takes 10 ms."""
 
 TOUCH_AFTER_S: Final = 10.0
 """When the RAM pool's memory begins to be touched ahead of its use: a cold start needs the CPU for itself."""
@@ -95,6 +100,7 @@ class Parts(NamedTuple):
     keeping: Keeping
     wakeup: WakeUp
     domains: tuple[Domains, ...]
+    supervision: Supervision
 
 
 def _build(settings: Settings, booted: Booted) -> Parts:
@@ -108,9 +114,10 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         on_bytes=telemetry.counter("hearth_fetched_bytes_total").inc,
         on_first_ask=functools.partial(_soon, loop, timeline),
     )
-    bytes_of = budgets(settings, booted.kind)
+    root = Path(settings.system_root)
+    bytes_of, limit_bytes = budgets(settings, booted.kind, root=root), memory_limit(root)
     # Memory that the container was given is nobody else's: all of it may be touched before it is needed.
-    ahead_bytes = AHEAD_BYTES if memory_limit() is None else bytes_of[RAM]
+    ahead_bytes = AHEAD_BYTES if limit_bytes is None else bytes_of[RAM]
     pool = SlabPool(bytes_of[RAM], ahead_bytes=ahead_bytes) if settings.isolation == POOL else SeparateArenas(bytes_of[RAM])
     ram = SharedMemory(lambda spec: stores.at(spec.bucket, spec.scope), pool)
     catalogue = Catalogue.from_settings(settings, stores)
@@ -153,6 +160,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     recovery.cache = cache
     rollout, declarations = _declared(settings, catalogue, cache, stores)
     keeping, wakeup = _warm(settings, rollout, cache, stores, cores=booted.cores)
+    supervision = Supervision(settings, telemetry, limit_bytes=limit_bytes, devices=domains)
     pod = Pod(
         settings=settings,
         name=keeping.pod,
@@ -163,14 +171,12 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         telemetry=telemetry,
         timeline=timeline,
         passage=passage,
-        device_failure=lambda: "; ".join(domain.failure for domain in domains if domain.failure),
+        device_failure=supervision.device_failure,
+        hopeless=supervision.hopeless,
         disk_degraded=lambda: disk.degraded if disk is not None else "",
     )
-    _watch(telemetry, cache, dispatchers)
-    telemetry.gauge("hearth_pool_touched_bytes").set_function(lambda: pool.touched_bytes)
-    telemetry.gauge("hearth_disk_degraded").set_function(lambda: bool(pod.disk_degraded()))
-    telemetry.gauge("hearth_quarantined").set_function(lambda: len(infirmary.quarantine))
-    return Parts(pod, stores, ram, disk, profiles, catalogue, rollout, declarations, keeping, wakeup, domains)
+    _watch(telemetry, pod, pool, dispatchers)
+    return Parts(pod, stores, ram, disk, profiles, catalogue, rollout, declarations, keeping, wakeup, domains, supervision)
 
 
 def _warm(settings: Settings, rollout: Rollout, cache: Cache, stores: Stores, *, cores: int) -> tuple[Keeping, WakeUp]:
@@ -251,8 +257,8 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     try:
-        parts = _build(settings, booted)
-    except (HearthError, NoBudget) as error:  # what the AWS variables say makes no sense, or a budget has to be said
+        parts = _build(within_descriptors(settings), booted)
+    except (HearthError, NoBudget, TooFewDescriptors) as error:  # the AWS variables make no sense, or a limit has to be said
         log.error("%s", error)  # noqa: TRY400 (the sentence tells; the traceback does not)
         return 2
     pod = parts.pod
@@ -272,6 +278,7 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     await inference.start(booted.inference)
     await admin.start(booted.admin)
     pod.state = PodState.SERVING
+    parts.supervision.start()
     log.info(
         "serving %s on http://%s:%d, admin port %d; budgets: %s",
         settings.models or "declared models",
@@ -285,10 +292,12 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     pod.state = PodState.DRAINING
     for task in (preloading, adopting, watching, waking, keeping):
         task.cancel()
+    pod.cache.drain()
     await inference.drain(settings.drain_timeout_s)
     await parts.keeping.end()
     await admin.drain(1.0)
-    await asyncio.gather(*(domains.stop() for domains in parts.domains))
+    await asyncio.gather(*(domains.stop(HUNG_S) for domains in parts.domains))
+    await parts.supervision.stop()
     await parts.rollout.close()
     await pod.cache.close()
     await parts.catalogue.close()
@@ -335,8 +344,12 @@ def _churns(cache: Cache, place: Place) -> bool:
     return cache.ledger.churn[place].look(cache.clock()) is not None
 
 
-def _watch(telemetry: Telemetry, cache: Cache, dispatchers: Sequence[Dispatcher]) -> None:
+def _watch(telemetry: Telemetry, pod: Pod, pool: SlabPool | SeparateArenas, dispatchers: Sequence[Dispatcher]) -> None:
     """Let the gauges read the books whenever somebody scrapes them."""
+    cache = pod.cache
+    telemetry.gauge("hearth_pool_touched_bytes").set_function(lambda: pool.touched_bytes)
+    telemetry.gauge("hearth_disk_degraded").set_function(lambda: bool(pod.disk_degraded()))
+    telemetry.gauge("hearth_quarantined").set_function(lambda: len(cache.infirmary.quarantine))
     telemetry.gauge("hearth_waiting_requests").set_function(lambda: cache.waiting)
     for device, dispatcher in enumerate(dispatchers):
         telemetry.gauge("hearth_queued_requests", str(device)).set_function(functools.partial(len, dispatcher))

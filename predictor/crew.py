@@ -32,7 +32,7 @@ class Crew:
     """Makes the workers of all devices; knows which of them is whose.
 
     kind, threads  of every worker
-    starter        of their processes
+    starter        makes their processes
     pool           where weights are
     passage        where requests are received
     on_ready       told of every worker that is up
@@ -93,6 +93,7 @@ class Crew:
         def unmake(worker: Worker) -> None:
             if worker.passage is not None and worker.passage is not self._passage:
                 worker.passage.close()
+                worker.passage = None  # the worker is in cycles: its descriptor would stay until they are collected
 
         made = Domains(
             device,

@@ -90,6 +90,12 @@ SERVE_FLAGS: Final = (
     Flag("build_timeout_s", float, "SECONDS"),
     Flag("execute_timeout_s", float, "SECONDS"),
     Flag("drain_timeout_s", float, "SECONDS"),
+    Flag("sick_timeout_s", float, "SECONDS"),
+    Flag("memory_share", float, "SHARE"),
+    Flag("max_late_s", float, "SECONDS"),
+    Flag("stuck_log_s", float, "SECONDS"),
+    Flag("stuck_exit_s", float, "SECONDS"),
+    Flag("system_root", str, "FOLDER"),
     Flag("log_level", str, choices=("debug", "info", "warning", "error")),
 )
 """Every setting once; what is asked for most comes first in ``--help``."""

@@ -131,7 +131,9 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(64 << 20, ge=1024, description="Largest request body accepted, decompressed; more gets 413.")
     max_body_bytes_in_flight: int = Field(
-        512 << 20, ge=1024, description="Bytes of request bodies inside the pod at once; more get 429 + Retry-After."
+        512 << 20,
+        ge=1024,
+        description="Bytes of request bodies inside the pod, and of answers that clients do not take; more get 429.",
     )
     max_body_bytes_in_flight_per_model: int = Field(
         256 << 20, ge=1024, description="Of those, bytes of requests for one model; more get 429. A single request may pass it."
@@ -164,6 +166,28 @@ class Settings(BaseSettings):
     build_timeout_s: float = Field(300.0, gt=0, description="A worker that builds one model for longer is ended.")
     execute_timeout_s: float = Field(60.0, gt=0, description="A worker that computes one request for longer is ended.")
     drain_timeout_s: float = Field(25.0, gt=0, description="After SIGTERM: how long requests in flight may take.")
+    sick_timeout_s: float = Field(
+        120.0, gt=0, description="A device whose workers do not start for so long makes the pod not live: /livez says 503."
+    )
+    memory_share: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="Of the container's memory limit, what this pod may use; above it the fattest worker is ended, before the "
+        "kernel ends the container.",
+    )
+    max_late_s: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds of a minute that the event loop may have stood still; more, and /livez says 503.",
+    )
+    stuck_log_s: float = Field(
+        5.0, ge=0, description="An event loop that stands still for so long has its stacks written to the log; 0: never."
+    )
+    stuck_exit_s: float = Field(
+        120.0, ge=0, description="An event loop that stands still for so long ends the process, with status 70; 0: never."
+    )
+    system_root: str = Field("/", description="Folder that holds sys/fs/cgroup, version 2 or 1. For tests.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line written.")
 
     @field_validator("preload", "pin", "worker_reads", mode="before")

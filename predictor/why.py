@@ -15,6 +15,8 @@ from predictor.report import Event
 
 DISK: Final = "disk"
 
+DRAINS: Final = "this pod drains and loads no model any more: ask again, and another one answers"
+
 REASONS: Final = {
     "order": "somebody unloaded it",
     "lost": "its worker process ended; it comes back from RAM",

@@ -24,6 +24,9 @@ INLINE_BYTES: Final = 64 << 10
 MAX_HEADER_BYTES: Final = 16 << 20
 """A header this long is a broken peer, not a message (the longest real one, a schema, is a few KiB)."""
 
+LOST_DEVICE_STATUS: Final = 4
+"""A worker's exit status when its device computes nothing any more (3: engine/confine.py)."""
+
 
 class Tensor(msgspec.Struct, frozen=True, array_like=True):
     """One tensor of a frame's body. BYTES tensors are V2's: each element a u32 length, then its bytes."""

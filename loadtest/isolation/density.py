@@ -160,6 +160,7 @@ class _Worker:
         self._spawned.stream.close()
         self._spawned.control.close()
         self._spawned.page.close()
+        os.close(self._spawned.output)
         self._spawned.process.wait()
 
     def _ask(self, message: wire.Asking, body: bytes = b"") -> None:

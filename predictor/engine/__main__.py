@@ -1,9 +1,9 @@
 """A worker process: imports torch, says Hello, then builds and runs models until the front closes the socket.
 
-    python -m predictor.engine KIND FRONT_PID DEVICE THREADS STREAM_FD CONTROL_FD PAGE_FD BOUNDARY SCRATCH
+    python -m predictor.engine KIND FRONT_PID DEVICE THREADS STREAM_FD CONTROL_FD PAGE_FD OUTPUT_FD BOUNDARY SCRATCH
 
-Only the front starts it, or forks it from the zygote (zygote.py). Standard output is the front's standard error: model code
-may print, our sockets are not there.
+Only the front starts it, or forks it from the zygote (zygote.py). Standard output and error are a pipe to the front
+(workers/output.py): model code may print, our sockets are not there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from predictor.boundary import Boundary
 from predictor.engine import confine
-from predictor.engine.process import die_with, expendable
+from predictor.engine.process import die_with, expendable, part_from_forks
 
 
 class Start(NamedTuple):
@@ -36,6 +36,7 @@ class Start(NamedTuple):
     stream: int
     control: int
     page: int
+    output: int
     boundary: str
     scratch: str
 
@@ -46,14 +47,15 @@ class Start(NamedTuple):
     @classmethod
     def parse(cls, arguments: list[str]) -> Start:
         """What ``arguments`` made."""
-        front, device, threads, stream, control, page = (int(argument) for argument in arguments[:6])
-        return cls(front, device, threads, stream, control, page, *arguments[6:])
+        front, device, threads, stream, control, page, output = (int(argument) for argument in arguments[:7])
+        return cls(front, device, threads, stream, control, page, output, *arguments[7:])
 
 
 def main() -> None:
     """Run until the front is gone."""
     kind, start = sys.argv[1], Start.parse(sys.argv[2:])
     die_with(start.front)
+    print_to(start.output)
     if os.getsid(0) != os.getpid():  # else a zygote's child started over
         os.setsid()
     ignore_signals()
@@ -62,6 +64,13 @@ def main() -> None:
     gc.disable()
     import_alone()
     work(kind, start)
+
+
+def print_to(output: int) -> None:
+    """Make the descriptor ``output`` standard output and error."""
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
 
 
 def ignore_signals() -> None:
@@ -84,6 +93,7 @@ def work(kind: str, start: Start) -> None:
     from predictor.engine import memory, server  # noqa: PLC0415 (as above)
 
     expendable()
+    part_from_forks(start.stream, start.control)
     memory.open_counter()
     confine.settle(start.scratch)
     confine.confine(Boundary.heard(start.boundary), start.scratch, kind=kind)
@@ -100,7 +110,7 @@ def work(kind: str, start: Start) -> None:
 
 def start_over(start: Start) -> None:
     """Become a worker that shares nothing with the zygote that forked it. Does not return."""
-    for descriptor in (start.stream, start.control, start.page):
+    for descriptor in (start.stream, start.control, start.page, start.output):
         os.set_inheritable(descriptor, True)  # noqa: FBT003 (the os module's own signature)
     os.execv(sys.executable, [sys.executable, "-m", "predictor.engine", "cpu", *start.arguments()])  # noqa: S606 (our own)
 

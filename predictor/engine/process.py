@@ -29,6 +29,23 @@ def die_with(front: int) -> None:
         sys.exit(0)
 
 
+def part_from_forks(*sockets: int) -> None:
+    """Have what this process forks die when it does, and find nothing but an end where ``sockets`` are.
+
+    Else it would hold them open, so that nobody noticed our death, and one that returned into our loop would read and
+    answer our messages. This is for forks of Python's; subprocess closes descriptors for the programs that it starts, which
+    die with our process group.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+    def hook() -> None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        for descriptor in sockets:
+            os.dup2(nothing, descriptor, inheritable=False)
+
+    os.register_at_fork(after_in_child=hook)
+
+
 def name_process(name: str) -> None:
     """Have lists of processes show ``name`` instead of the command."""
     _libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0)

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import platform
+import signal
 import struct
 from typing import Final, NamedTuple
 
@@ -93,7 +94,7 @@ class Filter(NamedTuple):
             code += _only(TKILL[column], 0, (pid,))
         if not self.network:
             code += _only(SOCKET[column], 0, (AF_UNIX,) if self.local else (), errno.EACCES)
-        code += _never(PRCTL[column], 0, (PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER))
+        code += _never(PRCTL[column], 0, (PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER)) + _deadly(PRCTL[column])
         code += _never(IOCTL[column], 1, (TIOCSTI,))
         code.append((RETURN, 0, 0, ALLOW))
         return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
@@ -127,6 +128,13 @@ def _never(number: int, argument: int, forbidden: tuple[int, ...]) -> Code:
     for value in forbidden:
         checks += [(JUMP_EQUAL, 0, 1, value), (RETURN, 0, 0, FAIL | errno.EPERM)]
     return _if(number, argument, checks)
+
+
+def _deadly(number: int) -> Code:
+    """Who dies with its parent may say so, as forks do (process.py), but not take it back."""
+    second = ARGUMENTS + 8
+    kill: Code = [(LOAD, 0, 0, second), (JUMP_EQUAL, 1, 0, signal.SIGKILL), (RETURN, 0, 0, FAIL | errno.EPERM)]
+    return _if(number, 0, [(JUMP_EQUAL, 0, len(kill), PR_SET_PDEATHSIG), *kill])
 
 
 def _if(number: int, argument: int, then: Code) -> Code:

@@ -23,7 +23,7 @@ from typing import Final
 import torch
 
 from predictor.engine.cuda import CudaDevice
-from predictor.engine.device import CpuDevice, Device
+from predictor.engine.device import CpuDevice, Device, is_lost
 from predictor.engine.formats import Built, Output, build, prepare
 from predictor.engine.mapping import Weights
 from predictor.engine.memory import NOT_MEASURED, is_out_of_memory
@@ -31,6 +31,7 @@ from predictor.engine.probe import measured_run, probe
 from predictor.engine.shared import Shared
 from predictor.errors import HearthError, LoadFailed, ModelFailed, OutOfMemory
 from predictor.wire import (
+    LOST_DEVICE_STATUS,
     Failed,
     Frames,
     Free,
@@ -161,6 +162,7 @@ class Server:
         try:
             return self._built(message, weights)
         except (Exception, SystemExit) as error:  # noqa: BLE001 (the root of a model's own code)
+            self._survive(error)
             if is_out_of_memory(error):
                 failure: HearthError = _too_much(message.model, "building it", error)
             elif isinstance(error, HearthError):
@@ -226,14 +228,13 @@ class Server:
             # Out of the handler there, whose traceback holds the tensors of the computation.
             if isinstance(answer, Failed) and answer.kind == OutOfMemory.__name__:
                 self._device.give_back()
-        # The page says so until the answer is out: the front reads there who was inside when this process died.
-        try:
-            if isinstance(answer, Ran):
-                answer = self._shared.put(answer, parts)
-            self._shared.let_go()
-            self.send(answer, parts)
-        finally:
-            self._page[:8] = bytes(8)
+        # The page says so until the answer is out, and if that fails for ever: the front reads there who was inside when
+        # this process died, as it does of a model that closed its sockets.
+        if isinstance(answer, Ran):
+            answer = self._shared.put(answer, parts)
+        self._shared.let_go()
+        self.send(answer, parts)
+        self._page[:8] = bytes(8)
 
     def _answer(self, message: Run, body: memoryview) -> tuple[Ran | Failed, list[memoryview]]:
         begin_s = time.monotonic()
@@ -243,10 +244,16 @@ class Server:
             else:
                 outputs, peak_bytes = self._compute(message, body), NOT_MEASURED
         except (Exception, SystemExit) as error:  # noqa: BLE001 (the root of a model's own code)
+            self._survive(error)
             return _failed(message.id, self._failure(message.model, error)), []
         compute_s = time.monotonic() - begin_s
         ran = Ran(message.id, tuple(tensor for tensor, _ in outputs), compute_s, peak_bytes=peak_bytes)
         return ran, [data for _, data in outputs]
+
+    def _survive(self, error: BaseException) -> None:
+        """End this process if its device is lost: the next one gets a context of its own, and the page tells who was inside."""
+        if is_lost(self._device, error):
+            os._exit(LOST_DEVICE_STATUS)
 
     @staticmethod
     def _failure(model: str, error: BaseException) -> HearthError:

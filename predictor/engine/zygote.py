@@ -28,7 +28,7 @@ from predictor.engine import confine
 from predictor.engine.process import die_with, name_process
 
 REQUEST: Final = struct.Struct("<II")
-DESCRIPTORS: Final = 4
+DESCRIPTORS: Final = 5
 REQUEST_BYTES: Final = 8192
 
 REST_AFTER_S: Final = 3.0
@@ -82,8 +82,8 @@ def _receive(requests: socket.socket, front: int) -> tuple[worker.Start, str, in
     device, threads = REQUEST.unpack_from(told)
     scratch, _, name = told[REQUEST.size :].partition(b"\0")
     *ends, report = descriptors
-    stream, control, page = ends
-    start = worker.Start(front, device, threads, stream, control, page, sys.argv[3], os.fsdecode(scratch))
+    stream, control, page, output = ends
+    start = worker.Start(front, device, threads, stream, control, page, output, sys.argv[3], os.fsdecode(scratch))
     return start, name.decode(), report
 
 
@@ -99,7 +99,7 @@ def _fork(requests: socket.socket, start: worker.Start, name: str, report: int) 
         print(f"hearth: a worker could not be forked: {error}", file=sys.stderr)  # noqa: T201 (a process without a log)
     finally:
         # The last to close it: now the worker is the front's child, or will never be.
-        for descriptor in (start.stream, start.control, start.page, report):
+        for descriptor in (start.stream, start.control, start.page, start.output, report):
             os.close(descriptor)
 
 
@@ -135,6 +135,7 @@ def _live(start: worker.Start, name: str, *, alone: bool) -> None:
     if not alone:
         # A library started a thread here: it may have held any lock when we forked, so nothing is safe but to start over.
         worker.start_over(start)
+    worker.print_to(start.output)
     worker.reseed()
     worker.work("cpu", start)
 

@@ -43,6 +43,7 @@ def budgets(settings: Settings, kind: str = "cpu", *, root: Path = Path("/")) ->
     """
     limit = memory_limit(root)
     if limit is not None:
+        limit = int(limit * settings.memory_share)  # above that a worker is ended: workers/memory_watch.py
         taken = FRONT_BYTES + _workers_bytes(kind, settings.device_count) + settings.max_body_bytes_in_flight
         usable = max(limit - taken, limit // 4)
         ram, devices = usable // 2, usable // 2

@@ -16,6 +16,7 @@ EXECUTE_TIMEOUT: Final = "execute timeout"
 BUILD_TIMEOUT: Final = "build timeout"
 HUNG_UP: Final = "hung up"
 EXIT: Final = "exit"
+LOST_DEVICE: Final = "device lost"
 
 
 class Death(NamedTuple):
@@ -36,7 +37,7 @@ class Death(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """Why we end a process ourselves. ``blame``: whose doing that is."""
+    """Why we end a process ourselves. ``blame``: whose doing that is; None: of those who are inside."""
 
     reason: str
     cause: str
@@ -50,7 +51,9 @@ def judge(name: str, status: tuple[str, str], sentence: Sentence | None, inside:
     inside  what it computed and what it built
     """
     if sentence is not None:
-        return Death(name, sentence.reason, sentence.cause, sentence.blame)
+        if sentence.blame is not None:
+            return Death(name, *sentence)
+        status = sentence.reason, sentence.cause
     models = tuple(dict.fromkeys(request.about for request in inside if request.about is not None))
     return Death(name, *status, *((models[0],) if len(models) == 1 else (None, models)))
 

@@ -89,7 +89,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (the process's end tells more)
         """Called by the loop: the worker is gone, or we are."""
-        self._transport = None
+        self._transport = self._passage = None
         if self._answers is not None:
             self._answers.close()
         if not self.closed.done():

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeAlias
@@ -63,12 +64,14 @@ class Spawned(NamedTuple):
     control  the descriptor of the weights, once
     page     eight bytes shared with the worker: the id of the request that it computes right now, 0 for none. It
              outlives the worker, and so tells which request was inside when it died
+    output   what it prints: a pipe's end to read, and the receiver's to close; -1: it has none
     """
 
     process: Process
     stream: socket.socket
     control: socket.socket
     page: mmap.mmap
+    output: int = -1
 
 
 Starter: TypeAlias = Callable[[int, str, int, str], Spawned]
@@ -93,6 +96,7 @@ class Child:
         self._told = b""
         self._condemned = False
         self._lock = threading.Lock()  # poll() on the loop, wait() in a thread
+        _known.add(self)
 
     def poll(self) -> int | None:
         """See Process."""
@@ -124,6 +128,12 @@ class Child:
                 except ChildProcessError:
                     time.sleep(0.001)  # between two parents
         return status
+
+    def hear(self) -> None:
+        """Learn the pid if it is told by now."""
+        with self._lock:
+            if self._status is None and self._report >= 0:
+                self._hear()
 
     def _hear(self) -> bool:
         """Whether the process is ours by now; a pid that comes is learned, and an end without one is the process's."""
@@ -184,6 +194,8 @@ def shut() -> None:
 
 
 _groups: set[int] = set()
+_known: weakref.WeakSet[Child] = weakref.WeakSet()
+_killed: set[int] = set()
 
 
 def bury(group: int = 0) -> None:
@@ -201,13 +213,41 @@ def bury(group: int = 0) -> None:
             _groups.discard(known)
 
 
+def end_orphans() -> None:
+    """Kill what dead workers left behind in sessions of its own, and take note of all deaths.
+
+    Who is ours, in another session than ours, and neither a worker nor in the session of one, was a worker's.
+    """
+    bury()
+    found: set[int] = set()
+    for thread in Path("/proc/self/task").iterdir():  # each lists its own
+        with contextlib.suppress(OSError):
+            found |= set(map(int, (thread / "children").read_text().split()))
+    # After the list: whoever is in it, and was forked for us, has told its pid before it became our child.
+    for child in tuple(_known):
+        child.hear()
+    ours = {child.pid for child in _known}
+    for pid in found - ours:
+        with contextlib.suppress(OSError):
+            if os.getsid(pid) not in ours | {os.getsid(0)}:
+                _killed.add(pid)
+                os.kill(pid, signal.SIGKILL)
+    for pid in tuple(_killed):
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                _killed.discard(pid)
+        except ChildProcessError:
+            _killed.discard(pid)
+
+
 class Ends(NamedTuple):
-    """A worker's sockets and page: ours, and its own as descriptors."""
+    """A worker's sockets, page and output: ours, and its own as descriptors."""
 
     stream: socket.socket
     control: socket.socket
     page: mmap.mmap
-    theirs: tuple[int, int, int]
+    output: int
+    theirs: tuple[int, int, int, int]
 
     @classmethod
     def make(cls) -> Ends:
@@ -217,7 +257,12 @@ class Ends(NamedTuple):
         descriptor = os.memfd_create("hearth:running", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, mmap.PAGESIZE)
         page = mmap.mmap(descriptor, mmap.PAGESIZE)
-        return cls(stream, control, page, (stream_theirs.detach(), control_theirs.detach(), descriptor))
+        output, output_theirs = os.pipe()
+        return cls(stream, control, page, output, (stream_theirs.detach(), control_theirs.detach(), descriptor, output_theirs))
+
+    def spawned(self, process: Process) -> Spawned:
+        """Ours, of this process."""
+        return Spawned(process, self.stream, self.control, self.page, self.output)
 
     def close_theirs(self) -> None:
         """They have them."""
@@ -226,7 +271,7 @@ class Ends(NamedTuple):
 
 
 def spawn(device: int, kind: str, threads: int) -> Spawned:
-    """Start the worker of ``device``, which computes with ``threads`` threads. Its standard output goes to our stderr."""
+    """Start the worker of ``device``, which computes with ``threads`` threads."""
     ends = Ends.make()
     folder = scratch.make()
     numbers = [str(number) for number in (os.getpid(), device, threads, *ends.theirs)]
@@ -238,7 +283,7 @@ def spawn(device: int, kind: str, threads: int) -> Spawned:
         process = Child(scratch=folder, status=LOST)
     finally:
         ends.close_theirs()
-    return Spawned(process, ends.stream, ends.control, ends.page)
+    return ends.spawned(process)
 
 
 def execute(arguments: list[str], kept: tuple[int, ...], threads: int) -> int:

@@ -17,9 +17,10 @@ from predictor.errors import HearthError, LoadFailed, Unavailable, WorkerDied, W
 from predictor.model import ModelRef, ModelSpec, TensorSpec
 from predictor.passage import Passage
 from predictor.wire import Field, File, FromWorker, Hello, Load, Loaded, Ran, Run, Unload, send_arena, send_pool
-from predictor.workers.death import BUILD_TIMEOUT, EXECUTE_TIMEOUT, EXIT, HUNG_UP, Death, Sentence, judge, obituary
+from predictor.workers.death import BUILD_TIMEOUT, EXECUTE_TIMEOUT, EXIT, HUNG_UP, LOST_DEVICE, Death, Sentence, judge, obituary
 from predictor.workers.dispatch import Answer, Outcome, Work
 from predictor.workers.link import Link, Reply
+from predictor.workers.output import Output
 from predictor.workers.spawn import Spawned, Starter
 
 log = logging.getLogger(__name__)
@@ -248,6 +249,8 @@ class Worker:
             lambda: Link(self._hello, passage, spawned.control if passage is not None else None), sock=spawned.stream
         )
         self._link = link
+        output = Output(spawned.output, self.name)
+        output.start()
         shared = (passage.size_bytes, passage.reader) if passage is not None else ()
         try:
             send_pool(spawned.control, wire.Pool(self._pool.size_bytes, self._limit_bytes, self._pool.reader, *shared))
@@ -264,6 +267,7 @@ class Worker:
             if not self._stopping:
                 self._on_lost()
             status = await self._reap(spawned)
+            output.close()
             link.ended.set_result(None)
             self._held = {key: other for key, other in self._held.items() if other is not link}
             running, building = (int.from_bytes(spawned.page[at : at + 8], "little") for at in (0, 8))
@@ -321,6 +325,8 @@ class Worker:
             status = spawned.process.poll()
             if status is not None:
                 if status >= 0:
+                    if status == wire.LOST_DEVICE_STATUS:
+                        return "its device computed nothing any more after an error", LOST_DEVICE
                     return f"exit status {status}", EXIT
                 return f"killed by {signal.Signals(-status).name}", signal.Signals(-status).name
             await asyncio.sleep(0.01)

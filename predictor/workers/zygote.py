@@ -73,7 +73,7 @@ class Zygote:
         finally:
             os.close(report_theirs)
             ends.close_theirs()
-        return Spawned(process, ends.stream, ends.control, ends.page)
+        return ends.spawned(process)
 
     def close(self) -> None:
         """End it; its workers live on."""

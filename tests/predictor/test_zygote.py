@@ -51,6 +51,7 @@ def end(spawned: Spawned) -> int:
     spawned.stream.close()
     spawned.control.close()
     spawned.page.close()
+    os.close(spawned.output)
     return spawned.process.wait()
 
 

@@ -131,8 +131,7 @@ class Cache:
 
     def release(self, lease: Lease) -> None:
         """End a lease; called by the lease."""
-        plan = self.ledger.release(lease.ref, lease.place, self.clock())
-        if plan:  # the usual end of a lease changes nothing
+        if plan := self.ledger.release(lease.ref, lease.place, self.clock()):  # the usual end of a lease changes nothing
             self._carry_out(plan)
             self._tidy(lease.ref)
 
@@ -195,6 +194,7 @@ class Cache:
     def drain(self) -> None:
         """Load nothing any more: refuse whoever waits, and from now on whoever would have to."""
         self.draining = True
+        self.ledger.preloads.close()
         for waiter in self._waiters.values():
             waiter.refuse(Unavailable(why.DRAINS, retry_after_s=1.0))
 

@@ -40,6 +40,7 @@ class Preloads:
         self._room = room
         self._start = start
         self._wanted: dict[ModelRef, Tier] = {}
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._wanted)
@@ -49,12 +50,17 @@ class Preloads:
 
     def add(self, ref: ModelRef, tier: Tier = Tier.DEVICE) -> None:
         """Want it at ``tier``, RAM or device; of two wishes the further one counts, at the place in the queue of the first."""
-        if self._wanted.get(ref) is not Tier.DEVICE:
+        if not self._closed and self._wanted.get(ref) is not Tier.DEVICE:
             self._wanted[ref] = tier
 
     def discard(self, ref: ModelRef) -> None:
         """Nobody wants it ahead of requests any more."""
         self._wanted.pop(ref, None)
+
+    def close(self) -> None:
+        """Want nothing any more: the pod ends. What is on its way goes no further than it has begun to."""
+        self._closed = True
+        self._wanted.clear()
 
     def pump(self, now_s: float) -> list[Action]:
         """Begin what can begin, and make room where that costs what is worth less. Who waits for room claims its place."""

@@ -111,6 +111,17 @@ def test_preloads_are_built_one_at_a_time_in_each_worker_and_by_two_workers_at_o
     assert books.finished(a1, DEVICE, 1.0, 3.0) == (Start(a2, DEVICE, RAM),)
 
 
+def test_once_the_queue_is_closed_nothing_is_wanted_ahead_of_requests() -> None:
+    books = ledger()
+    for ref in (A, B, C):
+        books.preload(ref, need(3), 0.0)
+    books.preloads.close()
+    assert books.finished(A, RAM, 1.0, 1.0) == ()
+    ticket, _ = books.wait(D, need(1), 1.0)
+    books.leave(ticket, D, 1.0)
+    assert len(books.preloads) == 0
+
+
 def test_until_builds_may_begin_preloads_come_as_far_as_ram_and_a_request_goes_on() -> None:
     books = ledger(ram=20, device=20)
     books.preloads.builds_from_s = 5.0

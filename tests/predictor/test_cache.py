@@ -255,6 +255,20 @@ async def test_a_preload_under_way_gives_its_room_to_a_request() -> None:
     assert rig.ram.stopped["wanted"] == 1
 
 
+async def test_a_pod_that_drains_begins_no_load_and_finishes_the_hop_that_it_is_at() -> None:
+    rig = Rig()
+    for name in "abc":
+        rig.cache.preload(model(name), Wish("a test"))
+    waiter = asyncio.create_task(rig.ask(model("d")))
+    await asyncio.sleep(0)
+    rig.cache.drain()
+    with pytest.raises(Unavailable, match="this pod"):
+        await waiter
+    await asyncio.sleep(HOUR_S)
+    assert set(rig.ram.fetched) == {"a", "b", "d"}
+    assert rig.device.present == set()
+
+
 async def test_a_request_joins_the_preload_of_its_model() -> None:
     rig = Rig()
     rig.cache.preload(model("a"), Wish("a test"))

@@ -78,7 +78,10 @@ def _play(domain: str, asked: argparse.Namespace, played: list[Played]) -> None:
 
 def _scene(port: int, evil: Evil, domain: str, asked: argparse.Namespace, played: list[Played]) -> None:
     models = healthy(asked.healthy)
-    one = asyncio.run(play(port, evil, models, domain=domain, seconds=asked.seconds, rate=asked.rate, pause_s=asked.pause))
+    load_by = f"/v2/repository/models/{evil.name}/load" if domain == TRITON and evil.when == "built" else ""
+    one = asyncio.run(
+        play(port, evil, models, domain=domain, seconds=asked.seconds, rate=asked.rate, pause_s=asked.pause, load_by=load_by)
+    )
     played.append(one)
     pokes = [poke.status for poke in one.pokes]
     print(

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Final
 
 from loadtest.isolation.evil import POKE, Evil
-from loadtest.isolation.load import ASKED, Load, Seen, failures, poke, warm
+from loadtest.isolation.load import ASKED, Load, Seen, failures, order, poke, warm
 
 LEAD: Final = 0.25
 """Of the time, how much is played before the first poke."""
@@ -52,8 +52,12 @@ async def play(
     rate: float = 10.0,
     pokes: int = 1 << 30,
     pause_s: float = 0.5,
+    load_by: str = "",
 ) -> Played:
-    """Keep ``healthy`` (name → right answer) under load for ``seconds``, and poke ``evil`` while they are."""
+    """Keep ``healthy`` (name → right answer) under load for ``seconds``, and poke ``evil`` while they are.
+
+    load_by  what to POST to have the evil model loaded, where a request does not do that
+    """
     await warm(port, healthy)
     if evil.when == "asked":
         await warm(port, {evil.name: 4.0})
@@ -64,7 +68,10 @@ async def play(
     poking = asyncio.create_task(
         poke(port, evil.name, POKE, times=pokes, seconds=(1 - LEAD) * seconds, pause_s=pause_s), name=f"poke {evil.name}"
     )
+    loading = asyncio.create_task(order(port, load_by)) if load_by else None
     await asyncio.sleep((1 - LEAD) * seconds)
+    if loading is not None:
+        loading.cancel()
     seen = await load.stop()
     answered = await poking
     before, after = [one for one in seen if one.at_s < begin_s], [one for one in seen if one.at_s >= begin_s]

@@ -94,6 +94,8 @@ def triton(count: int, evil: Evil, peers_venv: Path) -> Iterator[int]:
             "allow-grpc": "false",
             "allow-metrics": "false",
             "log-info": "false",
+            # Else it listens only when every model is built, and one that hangs there keeps all others from being served.
+            "model-control-mode": "explicit",
             "exit-on-error": "false",
             "strict-readiness": "false",
             "backend-config": f"python,shm-region-prefix-name={folder.name}",
@@ -105,6 +107,8 @@ def triton(count: int, evil: Evil, peers_venv: Path) -> Iterator[int]:
             "OMP_NUM_THREADS": "1",
         }
         serve = [str(home / "bin/tritonserver"), *(f"--{flag}={value}" for flag, value in flags.items())]
+        names = [f"healthy-{number}" for number in range(1, count + 1)] + ([evil.name] if evil.when == "asked" else [])
+        serve += [f"--load-model={name}" for name in names]
         limited = ["prlimit", f"--data={DATA_LIMIT_BYTES}", "--core=0", *serve]
         process = children.start("triton", limited, known)
         _wait(port, process.poll, lambda: children.last_words("triton"), "/v2/models/healthy-1/ready")

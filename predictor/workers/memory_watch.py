@@ -78,11 +78,12 @@ def own_bytes(pid: int, proc: Path = Path("/proc")) -> int:
 def _session(pid: int, proc: Path) -> Iterable[Path]:
     """The process, and what it started: a worker leads a session of its own."""
     yield proc / str(pid)
-    for folder in proc.iterdir():
-        if folder.name.isdigit() and folder.name != str(pid):
-            with contextlib.suppress(OSError, ValueError, IndexError):  # it ended meanwhile
-                if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) == pid:
-                    yield folder
+    with contextlib.suppress(OSError):
+        for folder in proc.iterdir():
+            if folder.name.isdigit() and folder.name != str(pid):
+                with contextlib.suppress(OSError, ValueError, IndexError):  # it ended meanwhile
+                    if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) == pid:
+                        yield folder
 
 
 def _resident(folder: Path) -> int:
@@ -127,6 +128,8 @@ class MemoryWatch:
         """Look again and again; ends when no cgroup tells."""
         while True:
             wait_s = self.look()
+            if wait_s is None and self._before is not None:  # no descriptor was left, for example
+                wait_s = LOOK_S[1]
             if wait_s is None:
                 log.warning("no cgroup tells how much memory is in use: a model that takes all of it ends this pod")
                 return

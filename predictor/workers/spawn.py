@@ -220,8 +220,8 @@ def end_orphans() -> None:
     """
     bury()
     found: set[int] = set()
-    for thread in Path("/proc/self/task").iterdir():  # each lists its own
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # a thread that ended meanwhile, or no descriptor is left: then the next time
+        for thread in Path("/proc/self/task").iterdir():  # each lists its own
             found |= set(map(int, (thread / "children").read_text().split()))
     # After the list: whoever is in it, and was forked for us, has told its pid before it became our child.
     for child in tuple(_known):

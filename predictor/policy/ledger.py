@@ -322,7 +322,7 @@ class Ledger:
     def _in_turn(self) -> list[ModelRef]:
         """Who waits longest first; but whose worker builds another model cannot come to a device yet, and stands back."""
         building = self._room.building()
-        if all(self.books.needs[ref].domain in building for ref in self._waiting):
+        if not building or all(self.books.needs[ref].domain in building for ref in self._waiting):
             return list(self._waiting)
 
         def is_stalled(ref: ModelRef) -> bool:

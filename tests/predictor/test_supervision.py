@@ -67,13 +67,15 @@ def test_a_pod_that_is_hopeless_is_not_live_and_says_why() -> None:
 
 def test_workers_that_never_start_make_a_pod_unready_and_in_the_end_not_live(s3: FakeS3, tmp_path: Path) -> None:
     """Told that it computes on a GPU where there is none, every worker ends before its Hello."""
-    server = Server(s3, device="cuda", device_budget_bytes=str(GIB), sick_timeout_s="1", log=tmp_path / "log")
+    log = tmp_path / "log"  # supervision looks once a second, probes ask at any time
+    server = Server(s3, device="cuda", device_budget_bytes=str(GIB), sick_timeout_s="3", log=log)
     try:
         _until(lambda: server.http.get("/readyz").status_code == 503, 60)
         told = server.http.get("/readyz?verbose").json()
         assert "did not start 3 times in a row" in told["error"]
         _until(lambda: server.http.get("/livez").status_code == 503, 30)
         assert 'hearth_device_failed{device="0"} 1.0' in server.admin.get("/metrics").text
+        _until(lambda: "this pod is not live: for " in log.read_text())
     finally:
         status, logged = server.stop()
     assert status == 0

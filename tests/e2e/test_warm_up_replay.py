@@ -23,7 +23,7 @@ from loadtest import payloads
 from loadtest.draws import Draw
 from loadtest.report.recorded import Run, read
 from tests.e2e import surroundings
-from tests.e2e.declared import Models, conditions, inference_service
+from tests.e2e.declared import CONTROLLER, Models, conditions, inference_service
 from tests.e2e.kubernetes import eventually
 from tests.e2e.pool import POOL, READY_TIMEOUT_S
 from tests.e2e.test_pool_from_zero import ZERO_TIMEOUT_S
@@ -99,7 +99,10 @@ def heavies(count: int) -> list[Heavy]:
 
 
 def set_wake_up(models: Models, value: str) -> None:
-    """A new Revision with HEARTH_WAKE_UP, at rest."""
+    """A new Revision with HEARTH_WAKE_UP, at rest; ``off`` also takes the controller's orders away."""
+    orders = f"HEARTH_CONTROLLER_ORDERS={str(value != 'off').lower()}"
+    models.namespace.kubectl("set", "env", f"deployment/{CONTROLLER}", orders)
+    models.namespace.kubectl("rollout", "status", f"deployment/{CONTROLLER}", "--timeout=120s", timeout_s=130)
     found = models.namespace.items("inferenceservices", "--field-selector", "metadata.name=pool")[0]
     environment = found["spec"]["predictor"]["containers"][0]["env"]
     place = next((place for place, one in enumerate(environment) if one["name"] == "HEARTH_WAKE_UP"), None)

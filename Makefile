@@ -18,7 +18,7 @@ RECENT := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python %d.
 # Some environments forbid bytecode: every import of torch then compiles it anew (3 s instead of 1.2).
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install demo test soak lint e2e bench-overhead bench-fairness bench-loadtest bench-alongside lock reference clean
+.PHONY: help install demo test soak lint e2e bench-overhead bench-fairness bench-loadtest bench-alongside bench-policy lock reference clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -74,6 +74,10 @@ bench-loadtest: install  ## how many requests a second one core sends on time, a
 
 bench-alongside: install $(PEERS)/.installed  ## the load test against Hearth and Triton, on one page (BENCH="--rate 50 200 -o alongside")
 	$(BIN)/python -m loadtest.peers.alongside --peers-venv $(PEERS) $(BENCH)
+
+bench-policy: install  ## eviction, wake-up and retention on public traces (TRACES=folder; docs/simulate.md says whose; BENCH="--jobs 2")
+	@test -n "$(TRACES)" || { echo "TRACES=folder: where the downloads are (docs/simulate.md)" >&2; exit 2; }
+	$(BIN)/python -m loadtest.simulation.bench --traces $(TRACES) $(BENCH)
 
 # Without their dependencies: Triton and uvicorn run with the packages of $(VENV), so that torch and numpy are the same for all.
 # wrk is Debian's; where there is neither apt-get nor a wrk on the PATH, the bench says so and ends.

@@ -18,13 +18,15 @@ import uvloop
 from pydantic import ValidationError
 
 from predictor.api.http import HttpServer
-from predictor.api.pod import ModelCatalogue, Pod, PodState
+from predictor.api.pod import ModelCatalogue, Pod, PodState, safe
+from predictor.api.state import release
 from predictor.boot import Booted, boot
 from predictor.cache import Cache
 from predictor.catalogue import Catalogue
 from predictor.declarations import Declarations
 from predictor.errors import HearthError
 from predictor.hops import Hops
+from predictor.keeping import Keeping
 from predictor.model import Tier
 from predictor.passage import Passage
 from predictor.policy.demand import Demand
@@ -41,6 +43,8 @@ from predictor.tiers.disk import Disk
 from predictor.tiers.ram import SharedMemory
 from predictor.tiers.slabs import AHEAD_BYTES, SlabPool
 from predictor.tiers.store import Stores
+from predictor.wakeup import WakeUp
+from predictor.wishes import Wish
 from predictor.workers.dispatch import Dispatcher
 from predictor.workers.worker import Worker
 
@@ -91,6 +95,8 @@ class Parts(NamedTuple):
     catalogue: Catalogue
     rollout: Rollout
     declarations: Declarations
+    keeping: Keeping
+    wakeup: WakeUp
     workers: tuple[Worker, ...]
 
 
@@ -157,11 +163,13 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         max_queued=settings.max_queued_per_model,
     )
     rollout, declarations = _declared(settings, catalogue, cache, stores)
+    keeping, wakeup = _warm(settings, rollout, cache, stores, cores=booted.cores)
     pod = Pod(
         settings=settings,
-        name=settings.pod or os.environ.get("HOSTNAME") or socket.gethostname(),
+        name=keeping.pod,
         catalogue=rollout,
         declarations=declarations,
+        wakeup=wakeup,
         cache=cache,
         telemetry=telemetry,
         timeline=timeline,
@@ -172,7 +180,21 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     _watch(telemetry, cache, dispatchers)
     telemetry.gauge("hearth_pool_touched_bytes").set_function(lambda: pool.touched_bytes)
     telemetry.gauge("hearth_disk_degraded").set_function(lambda: bool(pod.disk_degraded()))
-    return Parts(pod, stores, ram, disk, profiles, catalogue, rollout, declarations, workers)
+    return Parts(pod, stores, ram, disk, profiles, catalogue, rollout, declarations, keeping, wakeup, workers)
+
+
+def _warm(settings: Settings, rollout: Rollout, cache: Cache, stores: Stores, *, cores: int) -> tuple[Keeping, WakeUp]:
+    """What outlives the pod, and what is loaded for that."""
+    keeping = Keeping(
+        remembered=cache.remembered,
+        pod=safe(settings.pod or os.environ.get("HOSTNAME") or socket.gethostname()),
+        release=release,
+        folder=Path(settings.declared_path) if settings.declared_path else None,
+        store=stores.at(settings.state_bucket) if settings.state else None,
+        prefix=settings.state_prefix,
+    )
+    loads = settings.wake_up == "hot-set"
+    return keeping, WakeUp(cache, rollout, keeping.read, cores, loads, lambda: keeping.trouble)
 
 
 def _declared(settings: Settings, catalogue: Catalogue, cache: Cache, stores: Stores) -> tuple[Rollout, Declarations]:
@@ -245,6 +267,8 @@ async def _serve(settings: Settings, booted: Booted) -> int:
         pod.cache.pin(name)
     wanted = dict.fromkeys((*settings.pin, *settings.preload))
     preloading = asyncio.create_task(_preload(wanted, parts.rollout, pod.cache), name="preload")
+    waking = asyncio.create_task(parts.wakeup.run(), name="wake-up")
+    keeping = asyncio.create_task(parts.keeping.run(), name="keep demand")
     for worker in parts.workers:
         await worker.start()
     inference, admin = HttpServer.inference(pod), HttpServer.admin(pod)
@@ -262,9 +286,10 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     await stopping.wait()
     log.info("draining: %d requests in flight, at most %.0f s", pod.in_flight, settings.drain_timeout_s)
     pod.state = PodState.DRAINING
-    for task in (preloading, adopting, watching):
+    for task in (preloading, adopting, watching, waking, keeping):
         task.cancel()
     await inference.drain(settings.drain_timeout_s)
+    await parts.keeping.end()
     await admin.drain(1.0)
     await asyncio.gather(*(worker.stop(5.0) for worker in parts.workers))
     await parts.rollout.close()
@@ -299,7 +324,7 @@ async def _preload(names: Iterable[str], catalogue: ModelCatalogue, cache: Cache
     """Queue the models an operator or controller wants at start, most wanted first."""
     for name in names:
         try:
-            cache.preload(await catalogue.resolve(name, None))
+            cache.preload(await catalogue.resolve(name, None), Wish("HEARTH_PRELOAD"))
         except HearthError as error:
             log.warning("pre-load of %s: %s", name, error)
 

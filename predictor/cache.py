@@ -27,8 +27,10 @@ from predictor.model import ModelRef, ModelSpec, Tier
 from predictor.policy.ledger import Ledger
 from predictor.policy.residency import DISK, RAM, Abort, Action, Drop, Footprint, Grant, Place, Plan, Refuse, Skip, Start
 from predictor.profiles import Profiles
+from predictor.remembered import Remembered
 from predictor.telemetry import Telemetry, Timeline
 from predictor.tiers.disk_files import DiskFault
+from predictor.wishes import Wish, Wishes
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ class Cache:
     drops: int = 0
     _specs: dict[ModelRef, ModelSpec] = field(default_factory=dict)
     chronicle: Chronicle = field(init=False)
+    remembered: Remembered = field(init=False)
+    wishes: Wishes = field(init=False)
     _waiters: dict[int, Waiter] = field(default_factory=dict)
     _journeys: Journeys = field(default_factory=Journeys)
     _tasks: dict[tuple[ModelRef, Place], asyncio.Task[None]] = field(default_factory=dict)
@@ -70,6 +74,8 @@ class Cache:
 
     def __post_init__(self) -> None:
         self.chronicle = Chronicle(self.wall_clock, lambda: {copy.ref for copy in self.ledger.copies()})
+        self.remembered = Remembered(self.ledger.demand, self.clock, self.wall_clock)
+        self.wishes = Wishes(self.ledger, self.chronicle, self.telemetry)
 
     # ---- requests --------------------------------------------------------------------------------------------
 
@@ -144,11 +150,13 @@ class Cache:
             self.profiles.exhausted(spec, elements)
             self.chronicle.measured(spec, self.profiles.of(spec).limit, max_queued=self.max_queued)
 
-    def preload(self, spec: ModelSpec) -> None:
-        """Load in the background, in free room only. Raises ModelTooLarge, TooManyRequests (too many queued)."""
-        if self.ledger.preloads_queued >= self.max_waiting:
+    def preload(self, spec: ModelSpec, wish: Wish) -> None:
+        """Load in the background, behind every request. Raises ModelTooLarge, TooManyRequests (too many queued)."""
+        if len(self.ledger.preloads) >= self.max_waiting:
             raise TooManyRequests(f"{self.max_waiting} pre-loads are queued already (HEARTH_MAX_WAITING)", retry_after_s=5.0)
-        plan = self.ledger.preload(spec.ref, self._admit(spec), self.clock())
+        need = self._admit(spec)
+        self.wishes.add(spec.ref, wish)
+        plan = self.ledger.preload(spec.ref, need, self.clock(), wish.tier)
         self._specs[spec.ref] = spec
         self._carry_out(plan)
         self._tidy(spec.ref)
@@ -216,6 +224,7 @@ class Cache:
     def _carry_out(self, plan: Plan, failure: HearthError | None = None) -> None:
         for action in plan:
             self._act(action, failure)
+        self.wishes.settle()
         wake_s = self.ledger.wake_s
         if self._timer is not None and wake_s != self._timer[0]:
             self._timer[1].cancel()
@@ -247,7 +256,7 @@ class Cache:
                 if place.tier is not Tier.DEVICE:
                     self._tasks[ref, place].cancel()
             case Skip(ref, place):
-                log.info("pre-load of %s ends: no free room in %s", ref, place)
+                log.info("pre-load of %s ends: no room in %s, and nothing there is worth much less", ref, place)
 
     def _transfer(self, ref: ModelRef, target: Place, source: Place | None) -> Coroutine[None, None, None]:
         match target.tier:
@@ -274,25 +283,10 @@ class Cache:
         history = self.chronicle.touch(grant.ref)
         history.last_used_s = now_s
         waited = self._journeys.waited(grant.ref, waiter.arrived_s)
-        lease = Lease(
-            grant.ref,
-            grant.place,
-            history.schema,
-            history.terms,
-            self.hops.devices[grant.place.device],
-            self.release,
-            start=waited.start,
-            elements=waiter.elements,
-            learn=self.learn if waiter.elements > history.limit else None,
-            wait_s=max(0.0, now_s - waiter.arrived_s - sum(waited[1:])),
-            fetch_s=waited.fetch_s,
-            device_s=waited.device_s,
-            build_s=waited.build_s,
-        )
-        if waiter.lease.done():  # cancelled in this very tick
-            lease.release()
-        else:
-            waiter.lease.set_result(lease)
+        self.ledger.preloads.builds_from_s = -math.inf  # what they were put off for has come
+        device = self.hops.devices[grant.place.device]
+        lease = waiter.granted(grant.place, history, waited, now_s, device=device, end=self.release, learn=self.learn)
+        waiter.answer(lease)
 
     async def _fetch(self, ref: ModelRef, *, from_disk: bool) -> None:
         begin_s = self.clock()
@@ -338,7 +332,10 @@ class Cache:
             self._failed(ref, place, error)
             return
         self.timeline.mark("built")
-        self.chronicle.loaded(ref, loaded, self._journeys.built(ref, begin_s, end_s, loaded.build_s))
+        load_s = self._journeys.built(ref, begin_s, end_s, loaded.build_s)
+        self.chronicle.loaded(ref, loaded, load_s)
+        if self._journeys.came_from(ref) == "s3":
+            self.remembered.measured(ref, load_s, spec.arena_bytes)
         self.loads += 1
         self._rebook(spec)
         self._finished(ref, place, end_s - begin_s, cost_s=loaded.device_s + loaded.build_s)
@@ -369,7 +366,8 @@ class Cache:
     def _finished(self, ref: ModelRef, place: Place, seconds: float, *, cost_s: float | None = None) -> None:
         """``cost_s``: what it would take again, without the wait for a worker or for other builds; None: ``seconds``."""
         self._tasks.pop((ref, place), None)
-        self.chronicle.note(ref, "loaded", place, seconds=seconds)
+        wanted_by = self.wishes.why(ref, place)
+        self.chronicle.note(ref, "preloaded" if wanted_by else "loaded", place, seconds=seconds, cause=wanted_by)
         self.telemetry.counter("hearth_loads_total", ref.name, place.tier.value, "ok").inc()
         self.telemetry.histogram("hearth_load_seconds", place.tier.value).observe(seconds)
         self._carry_out(self.ledger.finished(ref, place, seconds if cost_s is None else cost_s, self.clock()))
@@ -400,6 +398,7 @@ class Cache:
                 return
 
     def _admit(self, spec: ModelSpec, elements: int = 0) -> Footprint:
+        self.remembered.claim(spec.ref)
         need = self.profiles.need(spec, elements)
         room = self.ledger.too_large(need)
         if room is not None:

@@ -16,7 +16,7 @@ from predictor import human
 
 if TYPE_CHECKING:
     from predictor.client import AdminClient
-    from predictor.report import CopyReport, ModelReport, Residency
+    from predictor.report import CopyReport, ModelReport, Residency, WarmUp
     from warmup.cluster import Place
 
 STATES: Final = {"ready": "", "filling": "loading", "draining": "unloading"}
@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _serve(arguments)
     if arguments[:1] == ["controller"]:
         return _controller(arguments)
-    is_load = arguments[:1] == ["loadtest"]
-    given = _parser().parse_args(arguments[:1] if is_load else arguments)
+    foreign = arguments[:1] in (["loadtest"], ["simulate"])
+    given = _parser().parse_args(arguments[:1] if foreign else arguments)
     try:
-        return _loadtest(arguments) if is_load else int(given.run(given))
+        return _program(arguments) if foreign else int(given.run(given))
     except HearthError as error:
         print(f"hearth {given.command}: {error.message}", file=sys.stderr)
         return 1
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("serve", help="serve the models below an S3 prefix", add_help=False)
     commands.add_parser("controller", help="own the model InferenceServices of a namespace", add_help=False)
     commands.add_parser("loadtest", help="drive a server with a schedule of requests", add_help=False)
+    commands.add_parser("simulate", help="what a pool would do with a trace, and how many GPUs that takes", add_help=False)
 
     demo = commands.add_parser("demo", help="see it work on this machine: 24 models, a device that holds six")
     demo.add_argument("--keep", action="store_true", help="leave the server running until Ctrl-C")
@@ -94,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("-o", "--output", choices=("table", "json"), default="table", help="[%(default)s]")
     models.set_defaults(run=_models)
 
-    why = commands.add_parser("why", help="what happened to a model: loads, drops and their reasons")
+    why = commands.add_parser("why", help="what happened to a model, in a cluster also to a pool: loads, drops, reasons")
     why.add_argument("name", metavar="NAME")
     _add_address(why)
     _add_cluster(why)
@@ -177,10 +178,13 @@ def _controller(arguments: list[str]) -> int:
     return control(arguments[1:])
 
 
-def _loadtest(arguments: list[str]) -> int:
-    from loadtest.command import main as load  # noqa: PLC0415
-
-    return load(arguments[1:])
+def _program(arguments: list[str]) -> int:
+    """Programs of their own, which bring their own libraries."""
+    if arguments[0] == "loadtest":
+        from loadtest.command import main as run  # noqa: PLC0415
+    else:
+        from loadtest.simulation.command import main as run  # noqa: PLC0415
+    return run(arguments[1:])
 
 
 def _demo(given: argparse.Namespace) -> int:
@@ -323,7 +327,7 @@ def _print_residency(residency: Residency, *, wide: bool) -> None:
         _print_columns(rows)
     print()
     _print_columns(tier_rows(residency))
-    print("\n".join(["", pod_line(residency), *alarm_lines(residency)]))
+    print("\n".join(["", pod_line(residency), *warm_lines(residency.warm_up), *alarm_lines(residency)]))
 
 
 def model_rows(residency: Residency, *, wide: bool = False) -> list[list[str]]:
@@ -380,6 +384,13 @@ def pod_line(residency: Residency) -> str:
         f"{residency.pod}: up {human.span(residency.up_s)}, {residency.in_flight} in flight, {residency.waiting} waiting, "
         f"{residency.loads} loads, {residency.drops} drops"
     )
+
+
+def warm_lines(warm_up: WarmUp) -> list[str]:
+    """How far the pod is with its hot set; nothing where it has none."""
+    came = f"{warm_up.loaded} of {warm_up.wanted} loaded, {warm_up.skipped} found no room, {warm_up.failed} failed"
+    lines = [f"hot set ({warm_up.source or 'orders'}): {came}, {warm_up.state}"] if warm_up.wanted else []
+    return [*lines, *([f"warning: {warm_up.trouble}"] if warm_up.trouble else [])]
 
 
 def _recency(model: ModelReport) -> tuple[float, str, int]:

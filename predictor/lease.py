@@ -104,6 +104,10 @@ class Journeys:
                 start = stage.start if spans["fetch"] else "ram"
         return Waited(start, spans["fetch"], spans["device"], spans["build"])
 
+    def came_from(self, ref: ModelRef) -> str:
+        """Where the load under way began: ``disk``, ``s3``, or ``ram``."""
+        return next((stage.start for stage in self._stages.get(ref, ()) if stage.name == "fetch"), "ram")
+
     def end(self, ref: ModelRef) -> None:
         """The load is over, or failed."""
         self._stages.pop(ref, None)
@@ -117,6 +121,41 @@ class Waiter:
     arrived_s: float
     lease: asyncio.Future[Lease]
     elements: int = 0
+
+    def granted(
+        self,
+        place: Place,
+        history: History,
+        waited: Waited,
+        now_s: float,
+        *,
+        device: DeviceTier,
+        end: Callable[[Lease], None],
+        learn: Callable[[Lease, int], None],
+    ) -> Lease:
+        """What it waited for. ``device``, ``end``, ``learn``: see Lease."""
+        return Lease(
+            self.ref,
+            place,
+            history.schema,
+            history.terms,
+            device,
+            end,
+            start=waited.start,
+            elements=self.elements,
+            learn=learn if self.elements > history.limit else None,
+            wait_s=max(0.0, now_s - self.arrived_s - sum(waited[1:])),
+            fetch_s=waited.fetch_s,
+            device_s=waited.device_s,
+            build_s=waited.build_s,
+        )
+
+    def answer(self, lease: Lease) -> None:
+        """Hand it over, or end it if nobody waits any more."""
+        if self.lease.done():  # cancelled in this very tick
+            lease.release()
+        else:
+            self.lease.set_result(lease)
 
 
 @dataclass(slots=True)

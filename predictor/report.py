@@ -74,6 +74,24 @@ class TierReport(msgspec.Struct, frozen=True):
         return place(self.tier, self.device)
 
 
+class WarmUp(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How far a pod that came up is with the hot set, and with what it was ordered since.
+
+    state    ``off`` (there is no hot set), ``reading``, ``loading``, ``paused`` (somebody waits), ``done``
+    source   where the hot set was found: ``mounted``, ``state prefix`` or ``""``
+    wanted   models of the hot set; ``loaded`` of them were, ``skipped`` found no room or nothing colder, ``failed``
+    trouble  why there is no hot set, or why demand cannot be written; "": nothing is wrong
+    """
+
+    state: str = "off"
+    source: str = ""
+    wanted: int = 0
+    loaded: int = 0
+    skipped: int = 0
+    failed: int = 0
+    trouble: str = ""
+
+
 class Residency(msgspec.Struct, frozen=True):
     """What is where in one pod at one moment. ``alarms``: what an operator should know, in sentences."""
 
@@ -86,6 +104,7 @@ class Residency(msgspec.Struct, frozen=True):
     loads: int = 0
     drops: int = 0
     alarms: tuple[str, ...] = ()
+    warm_up: WarmUp = WarmUp()
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -155,24 +174,6 @@ class Happened(msgspec.Struct, frozen=True):
     number: int
     model: str
     event: Event
-
-
-class WarmUp(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How far a pod that came up is with the hot set, and with what it was ordered since.
-
-    state    ``off`` (there is no hot set), ``reading``, ``loading``, ``paused`` (somebody waits), ``done``
-    source   where the hot set was found: ``mounted``, ``state prefix`` or ``""``
-    wanted   models of the hot set; ``loaded`` of them were, ``skipped`` found no room or nothing colder, ``failed``
-    trouble  why there is no hot set, or why demand cannot be written; "": nothing is wrong
-    """
-
-    state: str = "off"
-    source: str = ""
-    wanted: int = 0
-    loaded: int = 0
-    skipped: int = 0
-    failed: int = 0
-    trouble: str = ""
 
 
 class Order(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -27,13 +27,10 @@ from predictor.model import ModelRef, ModelSpec
 from predictor.policy.residency import DISK, State
 from predictor.report import DeclaredReport, LocationReport
 from predictor.repository import Source
+from predictor.routes import Route, Side
 from predictor.tiers.store import Buckets
 
 log = logging.getLogger(__name__)
-
-AGAIN_S: Final = 10.0
-AGAIN_LIMIT_S: Final = 300.0
-"""A target that failed is tried again after so long, twice as long each time, up to the limit."""
 
 SCOPE_TIMEOUT_S: Final = 15.0
 """How long a request waits for credentials that are on their way: a model's declaration may come before them."""
@@ -45,53 +42,6 @@ WHOLE: Final = 100
 """Percent."""
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True, eq=False)
-class Side:
-    """One place of a declared model.
-
-    key      under which the catalogue knows it
-    placed   whether the catalogue does by now
-    proven   it was loaded in this pod, whatever became of it since
-    failure  why it did not come up the last time; None: it did, or was never tried
-    failed_s moment of that failure on the clock; at_s: for people
-    tries    failures in a row
-    loading  brings it up; None: nobody does
-    """
-
-    key: str
-    location: Location
-    placed: bool = False
-    proven: bool = False
-    failure: HearthError | None = None
-    failed_s: float = 0.0
-    at_s: float = 0.0
-    tries: int = 0
-    loading: asyncio.Task[HearthError | None] | None = None
-
-    def pause_s(self, now_s: float) -> float:
-        """How long it is left alone yet, after it failed."""
-        if self.failure is None:
-            return 0.0
-        pause_s = min(AGAIN_LIMIT_S, AGAIN_S * float(1 << min(max(self.tries - 1, 0), 10)))
-        return max(0.0, self.failed_s + pause_s - now_s)
-
-
-@dataclass(slots=True, eq=False)
-class Route:
-    """Where a declared model's requests may go. ``stable`` is None where there is no choice."""
-
-    name: str
-    target: Side
-    stable: Side | None
-    percent: int
-    again: asyncio.TimerHandle | None = None
-
-    @property
-    def sides(self) -> tuple[Side, ...]:
-        """All there are."""
-        return (self.target,) if self.stable is None else (self.target, self.stable)
 
 
 @dataclass(slots=True, eq=False)
@@ -155,6 +105,16 @@ class Rollout:
             failure = await asyncio.shield(self._bring_up(route))
             side = route.stable if failure is not None else route.target
         return await self._resolved(side, None)
+
+    async def settled(self, name: str, version: int | None) -> ModelSpec:
+        """What would answer a request now, looked up; a target that has not proven itself is not brought up for that.
+
+        Raises as Catalogue.resolve does.
+        """
+        route = self._route(name)
+        if route is None or route.stable is None or version is not None:
+            return await self.resolve(name, version)
+        return await self._resolved(route.target if route.target.proven else route.stable, None)
 
     def forget(self, name: str) -> None:
         """Its objects are not what was listed any more: the next look-up reads a new listing."""

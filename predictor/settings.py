@@ -24,7 +24,18 @@ class Settings(BaseSettings):
     declared_path: str = Field("", description="Folder of the models that a controller declares (mounted ConfigMaps).")
     credentials_path: str = Field("", description="Folder of the credentials that they are read with (mounted Secrets).")
     namespace: str = Field("default", description="The namespace this pool serves; part of every model's identity.")
-    pod: str = Field("", description="This pod's name in Hearth-Pod and in logs; the host name when empty.")
+    state: str = Field(
+        "",
+        description="Where a pod keeps what has to outlive it, how much each model is asked for: s3://bucket/prefix. Empty: "
+        "nowhere. It is read, written and deleted from with the pod's own credentials.",
+        pattern=r"^(s3://[^/]+(/.*)?)?$",
+    )
+    pool: str = Field(
+        "default",
+        description="Name of the pool this pod is one of; part of its objects' keys in HEARTH_STATE.",
+        pattern=r"^[A-Za-z0-9._-]{1,253}$",
+    )
+    pod: str = Field("", description="This pod's name in Hearth-Pod, in logs and in HEARTH_STATE; the host name when empty.")
     host: str = Field("127.0.0.1", description="Address to listen on. Containers set 0.0.0.0.")
     port: int = Field(8080, ge=0, le=65535, description="Inference port (REST). 0 picks a free one.")
     admin_port: int = Field(8082, ge=0, le=65535, description="Admin port: residency, preload, /metrics. Keep it inside.")
@@ -71,8 +82,12 @@ class Settings(BaseSettings):
         description="Shares of RAM and devices that other tenants' models cannot take: `red=0.25,blue=0.1`. A model's tenant "
         "is its hearth.json's, else the namespace.",
     )
+    wake_up: Literal["hot-set", "off"] = Field(
+        "hot-set", description="What a pod loads when it comes up: what was asked most before, or only what is asked for."
+    )
     preload: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Names to load at start, most wanted first: `resnet,bert`. Never evicts, never delays a request."
+        (),
+        description="Names to load at start, most wanted first: `resnet,bert`. Never delays a request.",
     )
     hold_timeout_s: float = Field(
         60.0, gt=0, description="Longest wait of a request for its model, then 504; Hearth-Deadline-Ms shortens it."
@@ -147,6 +162,17 @@ class Settings(BaseSettings):
         if not self.models and not self.declared_path:
             raise ValueError("say where models come from: --models s3://BUCKET/PREFIX (HEARTH_MODELS)")
         return self
+
+    @property
+    def state_bucket(self) -> str:
+        """Where the state prefix lies; "": there is none."""
+        return self.state.removeprefix("s3://").partition("/")[0]
+
+    @property
+    def state_prefix(self) -> str:
+        """This pool's part of the state prefix, ending in a slash."""
+        path = self.state.removeprefix("s3://").partition("/")[2].strip("/")
+        return f"{path}/{self.pool}/" if path else f"{self.pool}/"
 
     @property
     def bucket(self) -> str:

@@ -42,6 +42,15 @@ METRICS: Final = (
     Metric("hearth_loads_total", "counter", ("model", "tier", "outcome"), "Transfers that ended, by tier reached and outcome."),
     Metric("hearth_load_seconds", "histogram", ("tier",), "Transfers that succeeded, start to end."),
     Metric("hearth_drops_total", "counter", ("model", "tier"), "Copies dropped to make room or on request."),
+    Metric(
+        "hearth_preloads_total",
+        "counter",
+        ("outcome",),
+        "Loads ahead of requests that ended: loaded, ram (no room on a device), skipped (no room, nothing colder) or failed.",
+    ),
+    Metric(
+        "hearth_wakeup_models", "gauge", ("outcome",), "Models of the hot set, and of orders since, by what became of them."
+    ),
     Metric("hearth_resident_bytes", "gauge", ("tier", "device"), "Bytes of ready copies."),
     Metric("hearth_reserved_bytes", "gauge", ("tier", "device"), "Bytes taken by copies in any state; never above the budget."),
     Metric("hearth_budget_bytes", "gauge", ("tier", "device"), "Bytes this pod may use."),

@@ -61,9 +61,10 @@ def _moment(at_s: float) -> str:
 def _sentence(event: Event) -> str:
     version = f"version {event.version}"
     match event.what:
-        case "loaded":
+        case "loaded" | "preloaded":
             way = "was written to" if event.place == DISK else "came into"
-            return f"{version} {way} {event.place} in {human.span(event.seconds)}"
+            ahead = f" before anybody waited ({event.cause})" if event.what == "preloaded" else ""
+            return f"{version} {way} {event.place} in {human.span(event.seconds)}{ahead}"
         case "failed":
             way = "be written to" if event.place == DISK else "come into"
             return f"{version} could not {way} {event.place}: {event.cause}"

@@ -15,13 +15,19 @@ from prometheus_client import ProcessCollector
 
 from predictor.errors import HearthError
 from predictor.telemetry import Telemetry
+from warmup import activity, calendar
 from warmup.announce import Announcer
 from warmup.checks import Checker, Checks, StoreChecker
 from warmup.credentials import Config
 from warmup.findings import Findings
-from warmup.history import History
-from warmup.kube import Kube
+from warmup.foresight import KEPT_EACH_S, KEY, WHAT, Bounds, Foresight, Scene
+from warmup.history import History, pool_key
+from warmup.hotsets import HotSets
+from warmup.kept import Kept
+from warmup.kube import Kube, meta
 from warmup.leader import Leader, Terms
+from warmup.ordering import Ordering
+from warmup.placement import Wish
 from warmup.pods import Pods
 from warmup.reconcile import Controller, Parts, Pauses
 from warmup.secrets import ByName
@@ -50,13 +56,18 @@ class Built:
     summary: Summary
     telemetry: Telemetry
     warming: Warming
+    foresight: Foresight
+    hot_sets: HotSets
 
     def jobs(self) -> list[Coroutine[Any, Any, None]]:
         """What has to run, each for ever, beside the Lease."""
-        return [*self.world.jobs(), *self.warming.jobs(), self.controller.run()]
+        ahead = (*self.warming.jobs(), *self.foresight.jobs(), *self.hot_sets.jobs())
+        return [*self.world.jobs(), *ahead, self.controller.run()]
 
     async def close(self) -> None:
         """Stop what runs beside the controller's own tasks."""
+        await self.hot_sets.close()
+        await self.foresight.close()
         await self.checks.close()
         await self.pods.close()
 
@@ -117,13 +128,90 @@ def build(
     warming = Warming(
         kube,
         pools=lambda: list(state.pools.values()),
-        may_act=lambda: leader.is_leader() and world.synced,
-        announce=lambda tell: controller.announce(tell.pool, Occurrence(tell.type, tell.reason, tell.message), tell.cause),
+        may_act=lambda: leader.is_leader() and controller.viewed,
+        announce=lambda tell: foresight.tell(tell),  # noqa: PLW0108 (it needs this object to be made)
         clock=time.time,
         pace=pace,
     )
-    summary.warmth = lambda: warming.states
-    return Built(controller, leader, checks, pods, world, summary, telemetry, warming)
+    foresight = _foresight(settings, controller, warming)
+    warming.wishes, warming.retentions, warming.unsure = foresight.wishes, foresight.retentions, foresight.unsure
+    summary.warmth, summary.outlooks = lambda: warming.states, foresight.told
+    hot_sets = _hot_sets(settings, state, controller.parts)
+    summary.hot_sets = hot_sets.shown
+    return Built(controller, leader, checks, pods, world, summary, telemetry, warming, foresight, hot_sets)
+
+
+def _hot_sets(settings: ControllerSettings, state: State, parts: Parts) -> HotSets:
+    def calendars(pool: str) -> dict[str, tuple[str, str]]:
+        found = parts.world.inference_services.objects
+        names = [name for name, tracked in state.tracked.items() if tracked.model.pool == pool and name in found]
+        return {
+            name: (lines, meta(found[name], calendar.WARM_TIMEZONE))
+            for name in names
+            if (lines := meta(found[name], calendar.WARM_AT))
+        }
+
+    def declared(pool: str) -> set[str] | None:
+        books = state.books.get(pool)
+        return books.names if books is not None else None
+
+    def tell(pool: str, pod: str, wishes: Sequence[Wish]) -> None:
+        for wish in wishes:
+            parts.history.own(wish.name, "ordered", f"on pod {pod}: {wish.why}", time.time())
+        others = f" and {len(wishes) - 1} others" if len(wishes) > 1 else ""
+        text = f"pod {pod} is to load {wishes[0].name}{others} ahead: {wishes[0].why}"
+        parts.history.own(pool_key(pool), "ordered", text, time.time())
+
+    async def remark(model: str, text: str) -> None:
+        parts.history.own(model, "calendar", text, time.time())
+        found = parts.world.inference_services.objects.get(model)
+        if found is not None and await parts.announcer.allowed():
+            await parts.announcer.record(found, Occurrence("Warning", "CalendarUnreadable", text), text)
+
+    ordering = Ordering(
+        parts.pods,
+        calendars=calendars,
+        tell=tell,
+        remark=remark,
+        telemetry=parts.telemetry,
+        clock=time.time,
+    )
+    return HotSets(
+        parts.kube,
+        parts.pods,
+        pools=lambda: state.pools,
+        declared=declared,
+        may_act=lambda: parts.may_write() and parts.world.synced,
+        ordering=ordering if settings.orders else None,
+        telemetry=parts.telemetry,
+        clock=time.time,
+        count=parts.announcer.count,
+        heat_s=settings.heat_s,
+        pass_s=settings.poll_s,
+    )
+
+
+def _foresight(settings: ControllerSettings, controller: Controller, warming: Warming) -> Foresight:
+    parts = controller.parts
+    foresight = Foresight(
+        Scene(
+            pools=lambda: controller.state.pools,
+            pods=parts.pods.of,
+            revision=warming.revision,
+            created_s=parts.world.created_s,
+        ),
+        may_act=lambda: parts.may_write() and controller.viewed and warming.synced,
+        remember=lambda pool: Kept(
+            parts.kube, pool, WHAT, key=KEY, read=activity.decode, pause_s=KEPT_EACH_S, count=parts.announcer.count
+        ),
+        announce=lambda tell: controller.announce(tell.pool, Occurrence(tell.type, tell.reason, tell.message), tell.cause),
+        history=parts.history,
+        telemetry=parts.telemetry,
+        clock=time.time,
+        bounds=Bounds(weight=settings.cold_start_weight, longest_s=settings.longest_keep_s),
+    )
+    controller.on_happened = foresight.happened
+    return foresight
 
 
 async def serve(settings: ControllerSettings) -> int:

@@ -81,8 +81,11 @@ def application(desk: Desk) -> FastAPI:
 
     @app.get("/hearth/v1/why/{name}")
     async def read_why(name: str) -> Response:
-        """What happened to a model, oldest first, in pods that may be gone, and by the controller. Kept in memory."""
-        return _json({"model": name, "events": desk.summary.why(name)})
+        """What happened to a model, oldest first, in pods that may be gone, and by the controller. Kept in memory.
+
+        Of a pool: what was done ahead of its traffic and why, kept over restarts, and under ``now`` how it stands.
+        """
+        return _json({"model": name, "events": desk.summary.why(name), "now": desk.summary.outlook(name)})
 
     return app
 

@@ -22,6 +22,7 @@ from predictor import why as words
 from predictor.errors import HearthError, UnknownModel
 from predictor.report import Event, Residency
 from warmup.kube import KNATIVE_SERVICES, SERVING_RUNTIMES, Forbidden, Kube, KubeError, NotFound, Resource, Unreachable
+from warmup.words import HotSet, hot_set_words
 
 SERVICE: Final = "hearth-controller"
 PORT: Final = 8082
@@ -72,6 +73,7 @@ class Pool(msgspec.Struct, frozen=True):
     warm          how it stands with its warmth: see prewarm.State; "": not told
     warm_until_s  seconds since the epoch; None: nobody asked for it
     models        how many by state
+    hot_set       None: none is published, or not told
     """
 
     name: str
@@ -84,6 +86,7 @@ class Pool(msgspec.Struct, frozen=True):
     warm_until_s: float | None = None
     pods: tuple[Pod, ...] = ()
     models: dict[str, int] = {}
+    hot_set: HotSet | None = None
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -121,6 +124,7 @@ class _Pods(msgspec.Struct):
 
 class _Why(msgspec.Struct):
     events: tuple[Noted, ...]
+    now: tuple[str, ...] = ()
 
 
 class Silent(msgspec.Struct, frozen=True):
@@ -174,9 +178,10 @@ class Controller:
             pods.append(self._told(Silent, raw) if failed else self._told(Residency, raw))
         return pods
 
-    async def why(self, name: str) -> tuple[Noted, ...]:
-        """What happened to a model, oldest first. Raises ``UnknownModel``."""
-        return self._told(_Why, await self.ask(f"why/{quote(name, safe='')}")).events
+    async def why(self, name: str) -> tuple[tuple[Noted, ...], tuple[str, ...]]:
+        """What happened to a model or a pool, oldest first; of a pool also how it stands. Raises ``UnknownModel``."""
+        told = self._told(_Why, await self.ask(f"why/{quote(name, safe='')}"))
+        return told.events, told.now
 
     async def ask(self, route: str, query: Mapping[str, str] | None = None) -> bytes:
         """Answer of one route below ``/hearth/v1/``."""
@@ -232,7 +237,8 @@ def answer(place: Place, command: str, subject: str, *, is_json: bool) -> list[B
         query = {} if command == "why" else {"pool": subject}
         return [run(place, lambda controller: controller.ask(routes[command], query)).decode()]
     if command == "why":
-        lines = why_lines(run(place, lambda controller: controller.why(subject)))
+        events, now = run(place, lambda controller: controller.why(subject))
+        lines = [*why_lines(events), *(f"now: {line}" for line in now)]
         return ["\n".join(lines) or f"nothing happened to {subject} since the controller started"]
     if command == "models":
         models = run(place, lambda controller: controller.models(subject))
@@ -345,7 +351,7 @@ def _obstacle(pool: Pool) -> str:
 
 def pool_rows(pools: tuple[Pool, ...], *, now_s: float) -> list[list[str]]:
     """The headings, then a row for every pool. ``now_s``: seconds since the epoch."""
-    rows = [["POOL", "KIND", "READY", "PODS", "WARM UNTIL", "MODELS BY STATE"]]
+    rows = [["POOL", "KIND", "READY", "PODS", "WARM UNTIL", "HOT SET", "MODELS BY STATE"]]
     for pool in pools:
         until_s = pool.warm_until_s or 0.0
         rows.append(
@@ -355,6 +361,7 @@ def pool_rows(pools: tuple[Pool, ...], *, now_s: float) -> list[list[str]]:
                 "yes" if pool.ready else "no" + (f": {pool.reason}" if pool.reason else ""),
                 str(len(pool.pods)),
                 f"{datetime.fromtimestamp(until_s, UTC).astimezone():%Y-%m-%d %H:%M:%S}" if until_s > now_s else "-",
+                hot_set_words(pool.hot_set, now_s),
                 ", ".join(f"{count} {state}" for state, count in pool.models.items()) or "-",
             ]
         )

@@ -16,6 +16,11 @@ EVENTS_PER_MODEL: Final = 64
 MAX_TEXT_CHARS: Final = 1024
 
 
+def pool_key(pool: str) -> str:
+    """Under which a pool's own history is kept, beside the models': no model's name has a colon."""
+    return f"pool:{pool}"
+
+
 class Noted(msgspec.Struct, frozen=True, omit_defaults=True):
     """One event of one model.
 

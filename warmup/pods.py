@@ -222,6 +222,19 @@ class Pods:
         """Every running pod's own residency, asked now; of one that does not answer, its name and why."""
         return list(await asyncio.gather(*(self._residency(pod) for pod in self.of(pool))))
 
+    async def exchange(
+        self, ref: PodRef, method: str, path: str, body: bytes | None = None, *, operation: str
+    ) -> tuple[int, bytes] | None:
+        """One request to a pod, beside those of its own task: status and body. None: no answer, counted as such."""
+        try:
+            status, answer = await self._exchange(ref, method, path, MAX_RESIDENCY_BYTES, body)
+        except _Trouble as trouble:
+            self._count(operation, trouble.state)
+            return None
+        older = status in (_NOT_FOUND, _NOT_ALLOWED)
+        self._count(operation, "ok" if status == _OK else "older" if older else "refused")
+        return status, answer
+
     async def close(self) -> None:
         """Stop asking."""
         tasks = [pod.task for pod in self._pods.values() if pod.task is not None]

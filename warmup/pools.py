@@ -5,16 +5,22 @@ Pure: nothing here reads, waits or looks at the clock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal
 
+from warmup import calendar
+from warmup.calendar import NEVER, WARM_AT, WARM_TIMEZONE, Calendar
 from warmup.objects import Object, condition, created, is_model, name_of, part, shown, text
 
 POOL_LABEL: Final = "hearth.dev/pool"
 DEFAULT_LABEL: Final = "hearth.dev/default-pool"
 WARM_ANNOTATION: Final = "hearth.dev/warm-until"
+WEIGHT_ANNOTATION: Final = "hearth.dev/cold-start-weight"
+FORECAST_ANNOTATION: Final = "hearth.dev/forecast"
+MAX_WEIGHT: Final = 1e6
 
 Readiness = Literal["True", "False", "Unknown"]
 
@@ -48,6 +54,22 @@ class Variable:
 
 
 @dataclass(frozen=True, slots=True)
+class Wishes:
+    """What an object's annotations say about pods that run before, or after, anybody asks.
+
+    until_s    until when somebody wants a pod running, seconds since the epoch; None: nobody does
+    calendar   when somebody wants pods running, again and again
+    weight     idle seconds of a pod that one second of a waiting user is worth; None: it does not say
+    forecasts  whether pods may be started because past days needed them
+    """
+
+    until_s: float | None = None
+    calendar: Calendar = NEVER
+    weight: float | None = None
+    forecasts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """Pods that serve models, behind one address.
 
@@ -60,7 +82,7 @@ class Pool:
     reason, message  why, unless it is True
     service          the Knative Service's name; "": it has none
     revision         the latest ready Revision's name; "": there is none
-    warm_until_s     until when somebody wants a pod running, seconds since the epoch; None: nobody does
+    wishes           when its pods are to run though nobody asks
     service_account  its pods' own
     environment      of its container, as far as the object tells; for what it may do (HEARTH_TRUST) and where it reads (AWS_*)
     remark           what its owner should know, as a sentence; "": nothing
@@ -78,7 +100,7 @@ class Pool:
     message: str = ""
     service: str = ""
     revision: str = ""
-    warm_until_s: float | None = None
+    wishes: Wishes = Wishes()
     service_account: str = "default"
     environment: tuple[Variable, ...] = ()
     remark: str = ""
@@ -87,6 +109,11 @@ class Pool:
     def ready(self) -> bool:
         """Whether requests get there."""
         return self.readiness == "True"
+
+    @property
+    def warm_until_s(self) -> float | None:
+        """Until when somebody wants a pod running, seconds since the epoch; None: nobody does."""
+        return self.wishes.until_s
 
 
 def pools(
@@ -139,7 +166,7 @@ def _kserve_pool(name: str, item: Object, beneath: Object, runtime: Object) -> P
         readiness, reason, message = _route(beneath)
     else:
         readiness, reason, message = _told(ingress if ingress.get("status") == "False" else condition(item, "Ready"))
-    warm_until_s, remark = _warm_until(runtime, f"ServingRuntime {name}")
+    wishes, remark = _wishes(runtime, f"ServingRuntime {name}")
     return Pool(
         name,
         text(part(item, "metadata"), "namespace"),
@@ -153,7 +180,7 @@ def _kserve_pool(name: str, item: Object, beneath: Object, runtime: Object) -> P
         message=message,
         service=name_of(beneath) if beneath else "",
         revision=text(part(beneath, "status"), "latestReadyRevisionName"),
-        warm_until_s=warm_until_s,
+        wishes=wishes,
         service_account=text(spec, "serviceAccountName") or "default",
         environment=_environment(part(beneath, "spec", "template", "spec") or spec),
         remark=remark,
@@ -162,7 +189,7 @@ def _kserve_pool(name: str, item: Object, beneath: Object, runtime: Object) -> P
 
 def _knative_pool(name: str, item: Object) -> Pool:
     readiness, reason, message = _route(item)
-    warm_until_s, remark = _warm_until(item, f"Knative Service {name_of(item)}")
+    wishes, remark = _wishes(item, f"Knative Service {name_of(item)}")
     pod = part(item, "spec", "template", "spec")
     return Pool(
         name,
@@ -177,7 +204,7 @@ def _knative_pool(name: str, item: Object) -> Pool:
         message=message,
         service=name_of(item),
         revision=text(part(item, "status"), "latestReadyRevisionName"),
-        warm_until_s=warm_until_s,
+        wishes=wishes,
         service_account=text(pod, "serviceAccountName") or "default",
         environment=_environment(pod),
         remark=remark,
@@ -186,7 +213,9 @@ def _knative_pool(name: str, item: Object) -> Pool:
 
 def _deployment_pool(name: str, item: Object) -> Pool:
     readiness, reason, message = _told(condition(item, "Available"))
-    warm_until_s, remark = _warm_until(item, f"Deployment {name_of(item)}")
+    wishes, remark = _wishes(item, f"Deployment {name_of(item)}")
+    if wishes.calendar.entries:
+        remark = _sentences(remark, f"{WARM_AT} counts for nothing: a Deployment has the replicas that it says")
     pod = part(item, "spec", "template", "spec")
     return Pool(
         name,
@@ -199,7 +228,7 @@ def _deployment_pool(name: str, item: Object) -> Pool:
         readiness=readiness,
         reason=reason,
         message=message,
-        warm_until_s=warm_until_s,
+        wishes=wishes,
         service_account=text(pod, "serviceAccountName") or "default",
         environment=_environment(pod),
         remark=remark,
@@ -248,18 +277,45 @@ def _told(condition: Object) -> tuple[Readiness, str, str]:
     return "False" if said == "False" else "Unknown", reason or "PoolNotReady", message or "the pool is not ready yet"
 
 
-def _warm_until(item: Object, named: str) -> tuple[float | None, str]:
-    """The moment, and what is wrong with the annotation, as a sentence."""
-    told = text(part(item, "metadata", "annotations"), WARM_ANNOTATION)
+def _wishes(item: Object, named: str) -> tuple[Wishes, str]:
+    """What the annotations say, and what is wrong with them, in sentences."""
+    annotations = part(item, "metadata", "annotations")
+    remarks: list[str] = []
+    until_s = _moment(text(annotations, WARM_ANNOTATION), remarks)
+    dates = calendar.parse(text(annotations, WARM_AT), text(annotations, WARM_TIMEZONE))
+    remarks += dates.remarks
+    weight = _weight(text(annotations, WEIGHT_ANNOTATION), remarks)
+    forecasts = text(annotations, FORECAST_ANNOTATION) or "auto"
+    if forecasts not in ("auto", "off"):
+        remarks.append(f"{FORECAST_ANNOTATION} is {shown(forecasts)}; it can be auto or off, and counts as off")
+    found = Wishes(until_s, replace(dates, remarks=()), weight, forecasts == "auto")
+    return found, _sentences(*(f"{named}: {remark}" for remark in remarks))
+
+
+def _moment(told: str, remarks: list[str]) -> float | None:
     if not told:
-        return None, ""
+        return None
     try:
         moment = datetime.fromisoformat(told)
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is None:
-        return None, f"{named}: {WARM_ANNOTATION} is {shown(told)}, no RFC 3339 moment such as 2030-01-31T12:00:00Z"
-    return moment.timestamp(), ""
+        remarks.append(f"{WARM_ANNOTATION} is {shown(told)}, no RFC 3339 moment such as 2030-01-31T12:00:00Z")
+        return None
+    return moment.timestamp()
+
+
+def _weight(told: str, remarks: list[str]) -> float | None:
+    if not told:
+        return None
+    try:
+        weight = float(told)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight <= MAX_WEIGHT:
+        remarks.append(f"{WEIGHT_ANNOTATION} is {shown(told)}, no number from 0 to {MAX_WEIGHT:.0f}; it counts for nothing")
+        return None
+    return weight
 
 
 def _environment(pod: Object) -> tuple[Variable, ...]:

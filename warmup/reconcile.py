@@ -27,6 +27,7 @@ from warmup.findings import Findings
 from warmup.history import History, Noted
 from warmup.kube import PODS, Kube, KubeError, NotFound, Object
 from warmup.pods import Listener, PodRef, Pods
+from warmup.pools import Wishes
 from warmup.rollout import Checked
 from warmup.secrets import ByName
 from warmup.status import Occurrence
@@ -90,6 +91,10 @@ class Controller(Listener):
         self.state = state
         self.parts: Parts
         self.leading = False
+        self.viewed = False
+        """Whether the pools of ``state`` are those of the cluster: before, none of them is no pool."""
+        self.on_happened: Callable[[PodRef, Collection[Happened]], None] = lambda _ref, _events: None
+        """Who else is told what happened in pods: who measures their starts."""
         self.models_work = Work("model", self._model_pass, workers=MODEL_PASSES, on_done=self._done)
         self.pools_work = Work("pool", self._pool_pass, workers=POOL_PASSES, on_done=self._done)
         self.status_work = Work("status", self._status_pass, workers=STATUS_PASSES, on_done=self._done)
@@ -180,6 +185,8 @@ class Controller(Listener):
 
     def happened(self, ref: PodRef, events: Iterable[Happened]) -> None:
         """See pods.Listener."""
+        events = list(events)
+        self.on_happened(ref, events)
         for told in events:
             self.parts.history.note(told.model, Noted(told.event.at_s, told.event.what, source=ref.name, event=told.event))
 
@@ -190,6 +197,7 @@ class Controller(Listener):
             return None
         before, self.state.pools = self.state.pools, self.parts.world.pools()
         self.parts.summary.pools = self.state.pools
+        self.viewed = True
         again: set[str] = set()
         for name in before.keys() | self.state.pools.keys():
             old, new = before.get(name), self.state.pools.get(name)
@@ -386,7 +394,7 @@ class Controller(Listener):
 
 def _as_models_see_it(pool: Pool | None) -> Pool | None:
     """Without what no model's status or credentials depend on."""
-    return None if pool is None else dataclasses.replace(pool, revision="", warm_until_s=None, remark="")
+    return None if pool is None else dataclasses.replace(pool, revision="", wishes=Wishes(), remark="")
 
 
 def _runtime(found: Object) -> str:

@@ -53,9 +53,26 @@ class ControllerSettings(BaseSettings):
         10.0, ge=0, description="As the pods' HEARTH_SETTLE_S: when a version without hearth.json is complete."
     )
     secret_refresh_s: float = Field(30.0, ge=1, description="How often Secrets in use are read again: they are never watched.")
+    heat_s: float = Field(
+        30.0, ge=0.1, le=600, description="How often each running pod is asked which models its clients ask for."
+    )
+    orders: bool = Field(
+        default=True, description="Whether running pods are ordered to pre-load what is asked on others, or is due."
+    )
     flush_s: float = Field(0.2, ge=0, le=5, description="Changes within so long of each other are written as one.")
     pending_s: float = Field(2.0, ge=0, le=60, description="A new model's status says Pending if its check takes longer.")
     defer_s: float = Field(1.0, ge=0, le=60, description="KServe's controller gets so long to write a new status first.")
+    cold_start_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="Idle seconds of a pod that one second of a waiting user is worth: how long the last pod is kept, and "
+        "whether pods start because past days needed them, follow from it. 0: neither. A pool's annotation "
+        "hearth.dev/cold-start-weight goes before it.",
+    )
+    longest_keep_s: float = Field(
+        3600.0, ge=0, le=7200, description="The last pod is kept for no longer than this after its last request."
+    )
     write_rate_per_s: float = Field(20.0, gt=0, description="Statuses and Events written a second, in the long run.")
     write_burst: int = Field(50, ge=1, description="Of those, how many at once.")
     max_models: int = Field(50_000, ge=1, description="Model InferenceServices; those beyond get a status that says so.")

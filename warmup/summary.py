@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from predictor.errors import UnknownModel
 from predictor.telemetry import Telemetry
-from warmup.history import History, Noted
+from warmup.history import History, Noted, pool_key
+from warmup.hotsets import Shown
 from warmup.kube import Object
 from warmup.objects import condition, is_model
 from warmup.pods import Pods
@@ -19,6 +20,8 @@ from warmup.view import Pool
 from warmup.world import World, heard
 
 Told = dict[str, Any]
+
+HOT_SET_MOMENT: Final = "hearth_controller_hot_set_timestamp_seconds"
 
 
 class Summary:
@@ -28,6 +31,10 @@ class Summary:
         self.pools: Mapping[str, Pool] = {}
         self.warmth: Callable[[], Mapping[str, str]] = dict
         """By pool: how it stands with its warmth (prewarm.State). Set by who keeps them warm."""
+        self.hot_sets: Callable[[], Mapping[str, Shown]] = dict
+        """By pool: what its next pod begins with. Set by who publishes them."""
+        self.outlooks: Callable[[str], list[str]] = lambda _pool: []
+        """Of a pool: what it is to have before anybody asks, in sentences. Set by who looks ahead."""
         self._world = world
         self._pods = pods
         self._history = history
@@ -48,6 +55,7 @@ class Summary:
                 "service": pool.service,
                 "warm": self.warmth().get(pool.name, ""),
                 "warm_until_s": pool.warm_until_s,
+                "hot_set": self.hot_sets().get(pool.name),
                 "pods": [
                     {
                         "name": pod.ref.name,
@@ -55,6 +63,7 @@ class Summary:
                         "up_s": pod.report.up_s if pod.report is not None else None,
                         "release": pod.report.release if pod.report is not None else "",
                         "trouble": pod.trouble or (pod.report.unready if pod.report is not None else ""),
+                        "warm_up": pod.report.warm_up if pod.report is not None else None,
                     }
                     for pod in self._pods.of(pool.name)
                 ],
@@ -76,11 +85,15 @@ class Summary:
         return model
 
     def why(self, name: str) -> tuple[Noted, ...]:
-        """What happened to a model. Raises UnknownModel where there is none, and was none."""
-        events = self._history.of(name)
-        if not events:
+        """What happened to a model, or a pool, or both if they share a name. Raises UnknownModel: there is neither, nor was."""
+        events = self._history.of(name) + self._history.of(pool_key(name))
+        if not events and name not in self.pools:
             self.of_model(name)
-        return events
+        return tuple(sorted(events, key=lambda noted: noted.at_s))
+
+    def outlook(self, name: str) -> list[str]:
+        """How a pool stands with what is done ahead of its traffic, in sentences; []: nothing, or no pool."""
+        return self.outlooks(name) if name in self.pools else []
 
     def count(self) -> None:
         """Bring the gauges up to date."""
@@ -93,6 +106,12 @@ class Summary:
         pods = Counter((pod.ref.pool, pod.stage) for pod in self._pods.of())
         for (pool, state), count in pods.items():
             telemetry.gauge("hearth_controller_pods", pool, state).set(count)
+        for gauge in ("hearth_controller_hot_set_models", "hearth_controller_hot_set_bytes", HOT_SET_MOMENT):
+            telemetry.gauge(gauge).clear()
+        for pool, shown in self.hot_sets().items():
+            telemetry.gauge("hearth_controller_hot_set_models", pool).set(shown.models)
+            telemetry.gauge("hearth_controller_hot_set_bytes", pool).set(shown.size_bytes)
+            telemetry.gauge(HOT_SET_MOMENT, pool).set(shown.at_s)
         for resource, stale_s in self._world.stale_s().items():
             telemetry.gauge("hearth_controller_stale_seconds", resource).set(heard(stale_s))
         telemetry.gauge("hearth_controller_synced").set(self._world.synced)

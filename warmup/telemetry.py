@@ -29,7 +29,37 @@ METRICS: Final = (
         "hearth_controller_pod_requests_total",
         "counter",
         ("operation", "outcome"),
-        "Requests to the pods' admin ports: `state` once a second, `declare` when a pod lacks something.",
+        "Requests to the pods' admin ports: `state` once a second, `declare` when a pod lacks something, `heat`: its demand, "
+        "`residency` before orders, `orders`.",
+    ),
+    Metric(
+        "hearth_controller_orders_total",
+        "counter",
+        ("pool", "reason"),
+        "Models that a running pod was told to pre-load. `demand`: asked on another pod; `rhythm`, `calendar`: due soon.",
+    ),
+    Metric(
+        "hearth_controller_hot_set_models", "gauge", ("pool",), "Models in the hot set that the pool's next pod begins with."
+    ),
+    Metric("hearth_controller_hot_set_bytes", "gauge", ("pool",), "The published hot set's size; 900,000 at most."),
+    Metric(
+        "hearth_controller_hot_set_timestamp_seconds",
+        "gauge",
+        ("pool",),
+        "Moment of the published hot set's rates. It is written when demand is another: an old one is no fault by itself.",
+    ),
+    Metric(
+        "hearth_controller_wanted_pods",
+        "gauge",
+        ("pool", "reason"),
+        "Pods that shall run though nobody asks: `asked` (hearth warm), `calendar`, `forecast`; the strongest wish alone.",
+    ),
+    Metric("hearth_controller_retention_seconds", "gauge", ("pool",), "How long the last pod is kept after its last request."),
+    Metric(
+        "hearth_controller_forecast_precision",
+        "gauge",
+        ("pool",),
+        "Of the pod-time that the forecast would have kept in the last day, the share that was needed; below 0.5 it is off.",
     ),
     Metric("hearth_controller_pods", "gauge", ("pool", "state"), "Running pods. `silent`: does not answer."),
     Metric("hearth_controller_models", "gauge", ("pool", "state"), "Model InferenceServices, by the state their status tells."),

@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import aiohttp
 
-from warmup import prewarm
+from warmup import ahead, prewarm
+from warmup.ahead import Retention
 from warmup.kube import POD_AUTOSCALERS, REVISIONS, Conflict, Kube, KubeError, NotFound, Object, meta
-from warmup.prewarm import Effort, Patch, Pool, Revision, State, Tell, Wake
+from warmup.prewarm import Effort, Patch, Pool, Revision, State, Tell, Wake, Wish
 from warmup.watch import Pace, Watched
 
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
+MAX_SCALE: Final = "autoscaling.knative.dev/max-scale"
+WINDOW: Final = "autoscaling.knative.dev/window"
+TARGET: Final = "autoscaling.knative.dev/target"
+DEFAULT_WINDOW_S: Final = 60.0
+DEFAULT_TARGET: Final = 100
+"""Knative's own defaults, of its ConfigMap config-autoscaler."""
+
 WAKE_TIMEOUT_S: Final = 60.0
 """Knative's activator holds the request until there is a pod. It is the arrival that counts, not the answer."""
 
@@ -29,12 +37,19 @@ Waker = Callable[[str], Awaitable[str]]
 
 
 class _Asked(NamedTuple):
-    """What a Revision's own object says."""
+    """What a Revision's own object says: fields of prewarm.Revision, in its order."""
 
     version: str
     min_scale: str | None
     marked: bool
+    set_scale: int
     former: str | None
+    most: int
+    window_s: float
+    target: float
+    retention: str | None
+    retained: str
+    retained_former: str | None
 
 
 class _Scale(NamedTuple):
@@ -69,6 +84,12 @@ class Warming:
         self.scalers = Watched(kube, POD_AUTOSCALERS, _scale, pace=pace)
         self.states: Mapping[str, State] = {}
         """By pool: how it stands with its warmth. Empty while this controller does not act."""
+        self.wishes: Callable[[], Mapping[str, Wish]] = dict
+        """By pool: pods that nobody asked for yet. Set by who looks ahead; so is ``retentions``."""
+        self.retentions: Callable[[], Mapping[str, Retention]] = dict
+        """By Revision; the last pods of those that are not in it stay for as long as Knative has them."""
+        self.unsure: Callable[[], Collection[str]] = tuple
+        """Revisions of which is not known yet what is wished of them: nothing is taken back from them."""
         self._kube = kube
         self._pools = pools
         self._may_act = may_act
@@ -77,6 +98,7 @@ class Warming:
         self._wake = wake or request
         self._efforts: Mapping[str, Effort] = {}
         self._waking: dict[str, asyncio.Task[None]] = {}
+        self._moved_s: dict[str, float] = {}
         self._trouble = ""
 
     def jobs(self) -> list[Coroutine[Any, Any, None]]:
@@ -96,10 +118,12 @@ class Warming:
 
     async def tick(self) -> None:
         """Look, decide, act. Never raises what the API server may say: the next look finds what is still missing."""
-        if not (self.revisions.synced and self.scalers.synced and self._may_act()):
+        if not (self.synced and self._may_act()):
             self._efforts, self.states = {}, {}
             return
-        decision = prewarm.decide(self._pools(), self._seen(), self._efforts, now_s=self._clock())
+        seen, now_s = self.seen(), self._clock()
+        unsure, wishes = self.unsure(), self.wishes()
+        decision = prewarm.decide(self._pools(), seen, self._efforts, now_s=now_s, wishes=wishes, unsure=unsure)
         self._efforts, self.states = decision.efforts, decision.states
         for action in decision.actions:
             if not self._may_act():
@@ -111,15 +135,48 @@ class Warming:
             else:
                 log.info("%s", action.message)
                 await self._announce(action)
+        let_be = {action.revision for action in decision.actions if isinstance(action, Patch)} | set(unsure)
+        self._moved_s = {name: moved_s for name, moved_s in self._moved_s.items() if name in seen}
+        await self._retain([revision for name, revision in seen.items() if name not in let_be], now_s)
 
-    def _seen(self) -> dict[str, Revision]:
-        found = {}
-        for name, asked in self.revisions.objects.items():
-            scale = self.scalers.objects.get(name, _Scale(-1, 0))  # it has its Revision's name
-            found[name] = Revision(name, *asked, *scale)
-        return found
+    async def _retain(self, revisions: list[Revision], now_s: float) -> None:
+        """Set how long last pods stay. A Revision that was patched just now has another version: it is looked at next time."""
+        keeping = ahead.keepings(self.retentions(), revisions, self._moved_s, now_s=now_s)
+        for patch in keeping.patches:
+            if not self._may_act():
+                return
+            if not await self._patch(patch):
+                continue
+            retention = keeping.moved.get(patch.revision)
+            if retention is not None:
+                self._moved_s[patch.revision] = now_s
+                text = (
+                    f"the last pod of pool {retention.pool} stays {retention.seconds} s after Knative's window: {retention.why}"
+                )
+                await self._announce(Tell(retention.pool, "Normal", "RetentionSet", text, f"{patch.revision} {now_s:.0f}"))
+            elif pool := next((pool.name for pool in self._pools() if pool.revision == patch.revision), ""):
+                text = f"the last pod of pool {pool} stays for as long as its Revision said before, or Knative's own setting"
+                await self._announce(Tell(pool, "Normal", "RetentionReleased", text, f"{patch.revision} {now_s:.0f}"))
 
-    async def _patch(self, patch: Patch) -> None:
+    @property
+    def synced(self) -> bool:
+        """Whether every Revision was read once."""
+        return self.revisions.synced and self.scalers.synced
+
+    def seen(self) -> dict[str, Revision]:
+        """Every Revision of the namespace by name, with what its PodAutoscaler says."""
+        found = (self.revision(name) for name in self.revisions.objects)
+        return {revision.name: revision for revision in found if revision is not None}
+
+    def revision(self, name: str) -> Revision | None:
+        """One of them; None: there is none of that name."""
+        asked = self.revisions.objects.get(name)
+        if asked is None:
+            return None
+        return Revision(name, *asked, *self.scalers.objects.get(name, _Scale(-1, 0)))  # it has its Revision's name
+
+    async def _patch(self, patch: Patch) -> bool:
+        """Whether it was taken."""
         try:
             await self._kube.patch(REVISIONS, patch.revision, patch.body)
         except (Conflict, NotFound):
@@ -130,7 +187,10 @@ class Warming:
             self._trouble = error.message
         else:
             self._trouble = ""
-            log.info("revision %s: %s", patch.revision, "kept warm" if patch.annotations[prewarm.MARK] else "released")
+            told = ", ".join(f"{key} {value or 'removed'}" for key, value in patch.annotations.items())
+            log.info("revision %s: %s", patch.revision, told)
+            return True
+        return False
 
     def _start_waking(self, wake: Wake) -> None:
         """One at a time for a pool: an earlier one that still waits does the same."""
@@ -159,7 +219,14 @@ def _asked(found: Object) -> _Asked:
         str(found["metadata"].get("resourceVersion", "")),
         annotations.get(prewarm.MIN_SCALE),
         meta(found, prewarm.MARK) == "true",
+        max(1, prewarm.count(annotations.get(prewarm.PODS))),
         annotations.get(prewarm.FORMER),
+        prewarm.count(annotations.get(MAX_SCALE)),
+        ahead.parsed_s(annotations.get(WINDOW, "")) or DEFAULT_WINDOW_S,
+        float(prewarm.count(annotations.get(TARGET)) or DEFAULT_TARGET),
+        annotations.get(ahead.RETENTION),
+        annotations.get(ahead.RETAINED, ""),
+        annotations.get(ahead.RETAINED_FORMER),
     )
 
 

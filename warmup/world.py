@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Coroutine, Mapping
+from datetime import datetime
 from typing import Any, Final, Protocol
 
 from warmup import view
+from warmup.kept import KEPT_LABEL
 from warmup.kube import (
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -23,12 +25,12 @@ from warmup.kube import (
     meta,
     name_of,
 )
-from warmup.objects import is_model
+from warmup.objects import created, is_model
 from warmup.pods import PodRef
 from warmup.view import POOL_LABEL, Pool
 from warmup.watch import Pace, Watched, whole
 
-OURS: Final = "app.kubernetes.io/managed-by=hearth"
+OURS: Final = f"app.kubernetes.io/managed-by=hearth,{KEPT_LABEL}!=true"
 LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 REFRESHED: Final = "hearth.dev/refreshed"
 
@@ -125,6 +127,14 @@ class World:
         """Those of them that were told to end."""
         return {ref for ref in self.pod_refs() if self.pods.objects[ref.name]["metadata"]["deleting"]}
 
+    def created_s(self, pod: str) -> float | None:
+        """When a pod was made, seconds since the epoch; None: there is no such pod, or it does not say."""
+        found = self.pods.objects.get(pod)
+        try:
+            return datetime.fromisoformat(created(found or {})).timestamp()
+        except ValueError:
+            return None
+
     def _on_inference_service(self, name: str, old: Object | None, new: Object | None) -> None:
         if new is not None and not is_model(new):
             self._no_models[name] = new
@@ -162,6 +172,7 @@ def _slim_pod(found: Object) -> Object:
             "labels": {POOL_LABEL: meta(found, POOL_LABEL, "labels")},
             "annotations": {REFRESHED: refreshed} if refreshed else {},
             "deleting": bool(metadata.get("deletionTimestamp")),
+            "creationTimestamp": metadata.get("creationTimestamp", ""),
         },
         "status": {"phase": status.get("phase", ""), "podIP": status.get("podIP", "")},
     }

@@ -23,6 +23,7 @@ from predictor.model import ModelSpec
 from predictor.refusals import tell_errors
 from predictor.report import Why
 from predictor.telemetry import METRICS
+from predictor.wishes import Wish
 
 MAX_NAMES: Final = 10_000
 LOOKUPS: Final = 16
@@ -75,6 +76,18 @@ class TierRoom(BaseModel):
     headroom_bytes: int = Field(description="Kept free on a device for the largest computation of any model there.")
 
 
+class WarmUpReport(BaseModel):
+    """How far the pod is with the hot set, and with what it was ordered since. Fields that say nothing are left out."""
+
+    state: str = Field(default="off", examples=["off", "reading", "loading", "paused", "done"])
+    source: str = Field(default="", description="Where the hot set was found: mounted, or the state prefix.")
+    wanted: int = 0
+    loaded: int = 0
+    skipped: int = Field(default=0, description="Found no room, and nothing that is worth much less.")
+    failed: int = 0
+    trouble: str = Field(default="", description="Why there is no hot set, or why demand cannot be kept.")
+
+
 class ResidencyReport(BaseModel):
     """What is where in this pod now."""
 
@@ -87,6 +100,7 @@ class ResidencyReport(BaseModel):
     loads: int
     drops: int
     alarms: list[str] = Field(description="What an operator should know: thrashing, a disk that cannot be written.")
+    warm_up: WarmUpReport
 
 
 class Names(BaseModel):
@@ -100,7 +114,7 @@ class Names(BaseModel):
 class Preloading(BaseModel):
     """What became of an order to load."""
 
-    accepted: list[str] = Field(description="Will be loaded as far as there is free room, in the order given.")
+    accepted: list[str] = Field(description="Will be loaded as far as there is room, in the order given.")
     unknown: list[str] = Field(description="No such model in the model store.")
     refused: dict[str, str] = Field(
         default_factory=dict, description="Cannot be loaded, and why; left out where that is nothing."
@@ -123,11 +137,13 @@ class EventReport(BaseModel):
     """Something that happened to one version of a model; fields that say nothing are left out."""
 
     at_s: float = Field(description="Seconds since the epoch.")
-    what: str = Field(examples=["loaded", "failed", "stopped", "dropped", "pushed out"])
+    what: str = Field(examples=["loaded", "preloaded", "failed", "stopped", "dropped", "pushed out"])
     place: str = Field(examples=["ram", "device 0"])
     version: int
     seconds: float = Field(default=0.0, description="What a load took.")
-    cause: str = Field(default="", description="Of a drop: room, order or lost; of a failure: its message.")
+    cause: str = Field(
+        default="", description="Of a drop: room, order or lost; of a failure: its message; of a pre-load: who wanted it."
+    )
     other: str = Field(default="", description="Who needed the room, or who was pushed out.")
     value: float = Field(default=0.0, description="Seconds of waiting the dropped copy saved per second and byte.")
     rate_per_s: float = Field(default=0.0, description="How often the dropped model was asked for.")
@@ -171,7 +187,12 @@ def admin_app(pod: Pod) -> FastAPI:
     async def read_residency() -> Response:
         """Which models are in which tier, and how much room there is."""
         report = residency(
-            pod.cache, pod=pod.name, up_s=pod.timeline.up_s, in_flight=pod.in_flight, degraded=pod.disk_degraded()
+            pod.cache,
+            pod=pod.name,
+            up_s=pod.timeline.up_s,
+            in_flight=pod.in_flight,
+            degraded=pod.disk_degraded(),
+            warm_up=pod.warm_up(),
         )
         return Response(msgspec.json.encode(report), media_type="application/json")
 
@@ -214,7 +235,7 @@ def _take_orders(app: FastAPI, pod: Pod) -> None:
 
     @app.post("/hearth/v1/preload", status_code=HTTPStatus.ACCEPTED, response_model_exclude_defaults=True)
     async def preload(order: Names) -> Preloading:
-        """Load models in the background, first named first. Never drops anything, never delays a request."""
+        """Load models in the background, first named first. Drops only what is worth much less, never delays a request."""
         return await _preload(pod, order.models)
 
     @app.post("/hearth/v1/pin")
@@ -267,7 +288,7 @@ async def _preload(pod: Pod, names: list[str]) -> Preloading:
         try:
             if isinstance(found, HearthError):
                 raise found
-            pod.cache.preload(found)
+            pod.cache.preload(found, Wish("hearth load"))
             result.accepted.append(name)
         except UnknownModel:
             result.unknown.append(name)

@@ -8,7 +8,7 @@ import msgspec
 from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from predictor import declared
+from predictor import declared, heat
 from predictor.api import state
 from predictor.api.pod import Pod
 from predictor.declarations import MODEL_FILES
@@ -35,6 +35,27 @@ class Known(BaseModel):
     )
 
 
+class HeatReport(BaseModel):
+    """What one pod noted since it began."""
+
+    pod: str
+    at_s: float = Field(description="Moment that the rates are of, seconds since the epoch.")
+    models: list[list[Any]] = Field(
+        description="Name, version, requests per second on both time scales, seconds of a load from the model store, bytes, "
+        "seconds before at_s at which the latest visits began."
+    )
+    final: bool
+    absorbed: list[str]
+    release: str
+    format: int
+
+
+class Ordered(BaseModel):
+    """What was taken."""
+
+    ordered: int = Field(description="Highest number of an order that this pod has taken.")
+
+
 class StateReport(BaseModel):
     """What a controller asks every second. Fields that say nothing may be left out inside the lists."""
 
@@ -46,6 +67,11 @@ class StateReport(BaseModel):
     serials: dict[str, int] = Field(description="Shard of models → serial of what the pod goes by.")
     scopes: dict[str, int] = Field(description="Shard of credentials → the same.")
     declared: list[dict[str, Any]] = Field(description="Declared models that were asked for here, and how their places fare.")
+    asked: int = Field(description="Inference requests that it has taken since it began.")
+    asked_s_ago: float | None = Field(description="Since the latest of them; null: none came yet.")
+    running: int = Field(description="Requests inside the pod now, waiting ones included.")
+    warm_up: dict[str, Any] = Field(description="How far it is with the hot set: see residency.")
+    ordered: int = Field(description="Highest number of an order that it has taken.")
     happened: list[dict[str, Any]] = Field(description="Events after `since`, oldest first, as far as the journal reaches.")
 
 
@@ -58,6 +84,19 @@ def add_routes(app: FastAPI, pod: Pod) -> None:
     ) -> Response:
         """How this pod fares, which declarations it knows, and what happened. Loads nothing."""
         return Response(msgspec.json.encode(state.report(pod, since)), media_type="application/json")
+
+    @app.get("/hearth/v1/heat", response_model=HeatReport)
+    async def read_heat() -> Response:
+        """How much each model was asked for in this pod, without what it was told by others: several pods' add up."""
+        return Response(heat.encode(await state.own_heat(pod)), media_type="application/json")
+
+    @app.put("/hearth/v1/orders", response_model=Ordered)
+    async def order(request: Request) -> Ordered:
+        """Load these models behind every request; orders that are known already change nothing.
+
+        The body: `{"orders": [{"number": 7, "name": "resnet", "tier": "device", "why": "...", "until_s": 1763733600}]}`.
+        """
+        return Ordered(ordered=state.take(pod, await request.body()))
 
     @app.put("/hearth/v1/declarations", response_model=Known)
     async def declare(request: Request) -> Known:

@@ -89,9 +89,11 @@ class Inference:
     def __call__(self, request: Request, name: str, version: int | None) -> Answering:
         """Answer ``request`` for model ``name``; None: the version that is served."""
         pod = self._pod
-        ref, lease = None, None
+        ref, lease, load = None, None, pod.load
+        load.asked += 1
+        load.asked_s = request.began_s
         try:
-            if pod.load.requests > pod.settings.max_in_flight:
+            if load.requests > pod.settings.max_in_flight:
                 raise TooManyRequests(
                     f"{pod.settings.max_in_flight} requests are inside this pod (HEARTH_MAX_IN_FLIGHT): try again later",
                     retry_after_s=1.0,

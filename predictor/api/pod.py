@@ -13,9 +13,10 @@ from predictor.cache import Cache
 from predictor.declarations import Declarations
 from predictor.model import ModelSpec
 from predictor.passage import Passage
-from predictor.report import DeclaredReport
+from predictor.report import DeclaredReport, WarmUp
 from predictor.settings import Settings
 from predictor.telemetry import Telemetry, Timeline
+from predictor.wakeup import WakeUp
 
 
 class PodState(enum.Enum):
@@ -55,6 +56,7 @@ class Pod:
     load            what is inside the inference port now
     passage         where large bodies are received, for the workers to read; None: nowhere in particular
     declarations    what a controller declares; None: nobody does
+    wakeup          loads the hot set and takes orders; None: there is none of either
     """
 
     settings: Settings
@@ -69,9 +71,10 @@ class Pod:
     load: Load = field(default_factory=Load)
     passage: Passage | None = None
     declarations: Declarations | None = None
+    wakeup: WakeUp | None = None
 
     def __post_init__(self) -> None:
-        self.name = re.sub(r"[^A-Za-z0-9._-]", "-", self.name)
+        self.name = safe(self.name)
         self.telemetry.gauge("hearth_in_flight_requests").set_function(lambda: self.load.requests)
 
     @property
@@ -79,8 +82,17 @@ class Pod:
         """Requests inside the pod."""
         return self.load.requests
 
+    def warm_up(self) -> WarmUp:
+        """How far it is with the hot set, and with orders since."""
+        return self.wakeup.report() if self.wakeup is not None else WarmUp()
+
     def unready(self) -> str:
         """Why this pod should get no requests; "" if it should. A model that is not loaded yet is no reason."""
         if self.state is PodState.DRAINING:
             return "this pod drains: it finishes what it has and ends"
         return self.device_failure()
+
+
+def safe(name: str) -> str:
+    """A pod's name as a header and an object's key can hold it."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name)

@@ -38,10 +38,16 @@ MAX_LENGTH_DIGITS: Final = 12
 
 @dataclass(slots=True)
 class Load:
-    """What is inside now. ``requests``: from the handler's start until the answer has left; ``body_bytes``: received."""
+    """What is inside now, and inference requests that ever were.
+
+    requests    from the handler's start until the answer has left; ``body_bytes``: received
+    asked       inference requests taken; ``asked_s``: when the latest began, on the monotonic clock
+    """
 
     requests: int = 0
     body_bytes: int = 0
+    asked: int = 0
+    asked_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

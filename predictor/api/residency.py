@@ -7,10 +7,12 @@ import msgspec
 from predictor import why
 from predictor.cache import Cache
 from predictor.model import ModelRef
-from predictor.report import CopyReport, ModelReport, Residency, TierReport
+from predictor.report import CopyReport, ModelReport, Residency, TierReport, WarmUp
 
 
-def residency(cache: Cache, *, pod: str, up_s: float, in_flight: int, degraded: str = "") -> Residency:
+def residency(
+    cache: Cache, *, pod: str, up_s: float, in_flight: int, degraded: str = "", warm_up: WarmUp | None = None
+) -> Residency:
     """One moment's view. Models without a copy anywhere are not in it: those are the catalogue's.
 
     degraded  why nothing can be written to disk; "": nothing is wrong
@@ -41,6 +43,7 @@ def residency(cache: Cache, *, pod: str, up_s: float, in_flight: int, degraded: 
         loads=cache.loads,
         drops=cache.drops,
         alarms=(*_churning(cache, now_s), *((degraded,) if degraded else ())),
+        warm_up=warm_up or WarmUp(),
     )
 
 

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from predictor import heat
 from predictor.api import state
 from predictor.api.asgi import Bridge
 from predictor.api.inference import Inference
@@ -26,6 +27,8 @@ from predictor.lease import Schema
 from predictor.model import ModelSpec, TensorSpec
 
 STATE: Final = "/hearth/v1/state"
+HEAT: Final = "/hearth/v1/heat"
+ORDERS: Final = "/hearth/v1/orders"
 MAX_SINCE_DIGITS: Final = 15
 EXTENSIONS: Final = ("binary_tensor_data",)
 MAX_VERSION_DIGITS: Final = 18
@@ -140,7 +143,7 @@ class InferenceRoutes:
 
 
 class AdminRoutes:
-    """The admin port: the probes and a controller's question at once, everything else through FastAPI."""
+    """The admin port: the probes and a controller's questions and orders at once, everything else through FastAPI."""
 
     def __init__(self, pod: Pod) -> None:
         self._pod = pod
@@ -150,11 +153,19 @@ class AdminRoutes:
         """Answer ``request``."""
         if request.path == STATE and request.method == "GET" and (since := _since(request.query)) is not None:
             return Response(200, (msgspec.json.encode(state.report(self._pod, since)),))
+        if request.path == HEAT and request.method == "GET":
+            return _heat(self._pod)
+        if request.path == ORDERS and request.method == "PUT":
+            return json_response(200, {"ordered": state.take(self._pod, bytes(request.body))})
         if request.path not in {"/livez", "/readyz"}:
             return self._rare(request)
         if request.method not in {"GET", "HEAD"}:
             return _not_allowed(request, "GET, HEAD")
         return live() if request.path == "/livez" else ready(self._pod, request)
+
+
+async def _heat(pod: Pod) -> Response:
+    return Response(200, (heat.encode(await state.own_heat(pod)),))
 
 
 def _since(query: str) -> int | None:
@@ -185,6 +196,7 @@ def ready(pod: Pod, request: Request) -> Response:
             "waiting": pod.cache.waiting,
             "up_s": round(pod.timeline.up_s, 3),
             "stages": pod.timeline.stages,
+            "warm_up": msgspec.structs.asdict(pod.warm_up()),
         }
     return json_response(503 if reason else 200, content)
 

@@ -5,11 +5,16 @@ Importing FastAPI takes 0.3 s of a core that torch's import needs then: with it,
 
 from __future__ import annotations
 
+import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
+import msgspec
+
 from predictor.api.pod import Pod
-from predictor.report import PodReport
+from predictor.errors import MalformedRequest
+from predictor.heat import Heat
+from predictor.report import Orders, PodReport
 
 
 def report(pod: Pod, since: int) -> PodReport:
@@ -25,7 +30,28 @@ def report(pod: Pod, since: int) -> PodReport:
         known.scope_serials if known is not None else {},
         pod.catalogue.report(),
         pod.cache.chronicle.since(since),
+        asked=pod.load.asked,
+        asked_s_ago=time.monotonic() - pod.load.asked_s if pod.load.asked else None,
+        running=pod.load.requests,
+        warm_up=pod.warm_up(),
+        ordered=pod.wakeup.ordered if pod.wakeup is not None else 0,
     )
+
+
+async def own_heat(pod: Pod) -> Heat:
+    """How much each model was asked for in this pod, and nothing that it was told by others."""
+    return await pod.cache.remembered.heat(pod.name, release())
+
+
+def take(pod: Pod, body: bytes) -> int:
+    """Take the orders in ``body``; the highest number taken. Raises MalformedRequest: these are none, or nobody takes any."""
+    if pod.wakeup is None:
+        raise MalformedRequest("this pod takes no orders")
+    try:
+        orders = msgspec.json.decode(body, type=Orders)
+    except ValueError as error:
+        raise MalformedRequest(f"the orders cannot be read: {error}") from None
+    return pod.wakeup.take(orders)
 
 
 @cache

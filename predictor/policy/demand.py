@@ -9,7 +9,8 @@ must outlive one that was asked once a minute ago. Such rates are sums over requ
 up, and those of one pod do not depend on the order in which it noted them.
 
 Beside the rates stand the moments of a model's latest visits, by which periodic ones are told (a rate cannot tell that a
-model is asked at every full hour).
+model is asked at every full hour), and how long the gaps between its requests were (gaps.py), by which it is valued: a rate
+cannot tell that a burst is over.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
+
+from predictor.policy.gaps import BINS, LEAST_S, count, prospect
 
 HALF_LIVES_S: Final = (30 * 60.0, 24 * 3600.0)
 _DECAYS: Final = tuple(math.log(2) / half_life_s for half_life_s in HALF_LIVES_S)
@@ -42,6 +45,7 @@ class Rate:
 
     visits    moments at which a visit began, in order; the latest ones
     latest_s  moment of the latest request; -inf: there was none since the rates were added
+    gaps      between requests noted here, by length: see gaps.py. What others noted is not among them
     """
 
     at_s: float
@@ -49,6 +53,7 @@ class Rate:
     slow: float
     visits: list[float] = field(default_factory=list)
     latest_s: float = -math.inf
+    gaps: bytearray = field(default_factory=lambda: bytearray(BINS))
 
     def at(self, now_s: float) -> tuple[float, float]:
         """Both as they are at ``now_s``, if nothing is noted until then."""
@@ -69,14 +74,18 @@ class Demand:
         self._rates: dict[Hashable, Rate] = {}
         self._tick_s = -math.inf
 
-    def note(self, key: Hashable, now_s: float) -> None:
-        """Count one request. Moments may come out of order: an older one counts for what is left of it."""
+    def note(self, key: Hashable, now_s: float, times: int = 1) -> None:
+        """Count one request, or so many. Moments may come out of order: an older one counts for what is left of it."""
         tick_s = now_s - now_s % TICK_S
-        rate = self._add(key, tick_s, _FAST, _SLOW)
-        if tick_s - rate.latest_s >= APART_S:
-            rate.visits.append(tick_s)
-            del rate.visits[:-VISITS]
-        rate.latest_s = max(rate.latest_s, tick_s)
+        rate = self._add(key, tick_s, times * _FAST, times * _SLOW)
+        gap_s = tick_s - rate.latest_s
+        if gap_s >= TICK_S:
+            if rate.latest_s > -math.inf:
+                count(rate.gaps, gap_s)
+            if gap_s >= APART_S:
+                rate.visits.append(tick_s)
+                del rate.visits[:-VISITS]
+            rate.latest_s = tick_s
 
     def add(self, key: Hashable, fast: float, slow: float, at_s: float, visits: Sequence[float] = ()) -> None:
         """Add what somebody else noted: events per second on both time scales, as they were at ``at_s``."""
@@ -92,10 +101,36 @@ class Demand:
         rate = self._rates.get(key)
         return sum(rate.at(now_s)) / 2 if rate is not None else 0.0
 
+    def prospect(self, key: Hashable, now_s: float) -> float:
+        """Requests per second that keeping a copy now can count on: what eviction.value takes. 0.0: as for ``rate``.
+
+        By the gaps that were seen to last longer than the present one. Where there was none, the rate, but not more than one
+        request in as long as nobody asked: after the longest pause ever, the next request is as far away again.
+        """
+        rate = self._rates.get(key)
+        if rate is None:
+            return 0.0
+        idle_s = max(0.0, now_s - rate.at_s)
+        return prospect(rate.gaps, idle_s) or min(sum(rate.at(now_s)) / 2, 1.0 / max(idle_s, LEAST_S))
+
     def visits(self, key: Hashable) -> Sequence[float]:
         """Moments at which its latest visits began, in order; at most ``VISITS``."""
         rate = self._rates.get(key)
         return rate.visits if rate is not None else ()
+
+    @property
+    def latest_s(self) -> float:
+        """The second in which something was noted or added last; -inf: never."""
+        return self._tick_s
+
+    def keys(self) -> list[Hashable]:
+        """Every key, in a list of its own: 1 ms for 100,000, where their rates take 70."""
+        return list(self._rates)
+
+    def at(self, key: Hashable, now_s: float) -> tuple[float, float]:
+        """Both rates of one key at ``now_s``."""
+        rate = self._rates.get(key)
+        return rate.at(now_s) if rate is not None else (0.0, 0.0)
 
     def rates(self, now_s: float) -> Iterator[tuple[Hashable, float, float]]:
         """Every key with both its rates at ``now_s``, to be added elsewhere; in no order that means anything."""

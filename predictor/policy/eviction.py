@@ -19,8 +19,10 @@ LEAST_LOAD_S: Final = 0.001
 def value(rate_per_s: float, load_s: float, size_bytes: int) -> float:
     """Seconds of waiting that keeping the copy saves, per second and byte.
 
+    rate_per_s  requests that keeping it can count on: Demand.prospect; Demand.rate where nothing else is known
+
     The greedy rule for caches whose objects differ in size and cost: Cao and Irani, "Cost-Aware WWW Proxy Caching
-    Algorithms" (USITS 1997), with a decayed request rate in place of their inflation value.
+    Algorithms" (USITS 1997), with what is expected of the next request (gaps.py) in place of their inflation value.
     """
     return rate_per_s * max(load_s, LEAST_LOAD_S) / max(size_bytes, 1)
 

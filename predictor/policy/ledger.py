@@ -20,7 +20,8 @@ Rules, each of them a property in tests/policy:
     minimum residency and tenants' floors spare a copy: they can delay a newcomer, and refuse none that fits beside them.
 6.  Whoever has waited longest is served first at each place. If only copies in use stand in its way, those drain: they
     take no new requests until they are dropped. So nobody waits for ever beside a model that is never idle.
-7.  A pre-load takes only free room, begins only while nobody waits, and gives its room back to whoever needs it.
+7.  A pre-load begins only while nobody waits, and gives its room back to whoever needs it. It takes free room, or that of
+    what is worth less than half of it; never of what is pinned, in use, or has not stayed its least time.
 8.  What came from the model store goes to disk afterwards, if it is worth more than what it would push out there. That
     never delays anybody: it is stopped when its RAM copy's room is needed.
 
@@ -33,13 +34,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Final
+from functools import partial
+from typing import ClassVar
 
 from predictor.model import ModelRef, Tier
 from predictor.policy.books import Books
 from predictor.policy.churn import Churn
 from predictor.policy.demand import Demand
 from predictor.policy.eviction import Rules, value
+from predictor.policy.preloads import Preloads
 from predictor.policy.residency import (
     DISK,
     RAM,
@@ -57,9 +60,6 @@ from predictor.policy.residency import (
 )
 from predictor.policy.room import Room
 
-PRELOADS_AT_ONCE: Final = 2
-"""One pre-load can fetch while another is being built; more would only delay the most wanted of them."""
-
 
 class Ledger:
     """Bytes used, reserved and held per place; the queue of those who wait.
@@ -67,8 +67,12 @@ class Ledger:
     books    every copy; to be read by anybody
     budgets  bytes per place: RAM, at least one device, and the disk if there is one
     demand   request rates, which the ledger notes requests in and values copies by
+    preloads the queue of those that nobody waits for
     wake_s   moment from which ``tick`` has something to do though nothing else happens; infinity: none
+    rooms    how room is made; a simulation compares it with others
     """
+
+    rooms: ClassVar[type[Room]] = Room
 
     def __init__(self, budgets: Mapping[Place, int], demand: Demand, rules: Rules | None = None) -> None:
         assert RAM in budgets, f"no RAM budget among {list(budgets)}"
@@ -78,8 +82,8 @@ class Ledger:
         self.rules = rules or Rules()
         self.wake_s = math.inf
         self._waiting: dict[ModelRef, list[int]] = {}  # in order of the first waiter's arrival
-        self._room = Room(self.books, demand, self.rules, self._waiting)
-        self._preloads: dict[ModelRef, None] = {}  # in the order asked for
+        self._room = self.rooms(self.books, demand, self.rules, self._waiting)
+        self.preloads = Preloads(self.books, self._room, partial(self._start, background=True))
         self._spills: dict[ModelRef, None] = {}  # to be written to disk
         self._ticket = 0
 
@@ -112,10 +116,9 @@ class Ledger:
         """Whether the model has a copy anywhere, or somebody waits for one."""
         return ref in self.books.needs
 
-    @property
-    def preloads_queued(self) -> int:
-        """Pre-loads asked for and not ended."""
-        return len(self._preloads)
+    def is_awaited(self, ref: ModelRef) -> bool:
+        """Whether a request waits for the model."""
+        return ref in self._waiting
 
     def is_background(self, ref: ModelRef, place: Place) -> bool:
         """Whether the transfer into ``place`` serves nobody who waits."""
@@ -135,14 +138,14 @@ class Ledger:
 
     # ---- requests --------------------------------------------------------------------------------------------
 
-    def hit(self, ref: ModelRef, now_s: float) -> Place | None:
-        """Lease a copy that is ready. None: there is none, and nothing was noted; ask again with ``wait``."""
+    def hit(self, ref: ModelRef, now_s: float, times: int = 1) -> Place | None:
+        """Lease a copy that is ready, for one request or so many. None: none is, nothing was noted; ask again with ``wait``."""
         copy = self.books.ready(ref)
         if copy is None:
             return None
         copy.holds += 1
         copy.used_s = now_s
-        self.demand.note(ref, now_s)
+        self.demand.note(ref, now_s, times)
         return copy.place
 
     def wait(self, ref: ModelRef, need: Footprint, now_s: float) -> tuple[int, Plan]:
@@ -154,7 +157,7 @@ class Ledger:
         self._ticket += 1
         self.demand.note(ref, now_s)
         self._enter(ref, need)
-        self._preloads.pop(ref, None)
+        self.preloads.discard(ref)
         self._waiting.setdefault(ref, []).append(self._ticket)
         for copy in self.books.of(ref):
             copy.background = copy.background and (copy.state is State.DRAINING or copy.place == DISK)
@@ -168,7 +171,7 @@ class Ledger:
         if not queue:
             del self._waiting[ref]
             if self.books.of(ref) and self.books.ready(ref) is None:
-                self._preloads[ref] = None
+                self.preloads.add(ref)
             self._tidy(ref)
         return tuple(self._pump(now_s))
 
@@ -179,17 +182,17 @@ class Ledger:
         copy.used_s = now_s
         return tuple(self.books.unhold(copy))
 
-    def preload(self, ref: ModelRef, need: Footprint, now_s: float) -> Plan:
-        """Bring the model to a device if that costs nobody anything; otherwise as far as there is free room."""
+    def preload(self, ref: ModelRef, need: Footprint, now_s: float, tier: Tier = Tier.DEVICE) -> Plan:
+        """Bring the model to ``tier``, RAM or a device, if that costs nobody what is worth more; else as far as it does."""
         if ref in self._waiting or self.books.ready(ref) or self.too_large(need):
             return ()
         self._enter(ref, need)
-        self._preloads[ref] = None
+        self.preloads.add(ref, tier)
         return tuple(self._pump(now_s))
 
     def unload(self, ref: ModelRef, now_s: float) -> Plan:
         """Drop the copies in RAM and on devices as soon as nobody uses them. Who asks meanwhile loads it again afterwards."""
-        self._preloads.pop(ref, None)
+        self.preloads.discard(ref)
         actions: list[Action] = []
         for place in (*self.books.devices, RAM):
             copy = self.books.at(ref, place)
@@ -244,7 +247,7 @@ class Ledger:
         aborted = copy.state is State.DRAINING
         actions = self.books.forget(copy)
         if not aborted and place != DISK:
-            self._preloads.pop(ref, None)
+            self.preloads.discard(ref)
             actions += [Refuse(ticket, ref) for ticket in self._waiting.pop(ref, ())]
         self._tidy(ref)
         return (*actions, *self._pump(now_s))
@@ -293,7 +296,7 @@ class Ledger:
 
     def _pump(self, now_s: float) -> list[Action]:
         """Serve whoever can be served, longest waiting first; then pre-loads, if nobody waits; then the disk."""
-        self._room.wake_s = math.inf
+        self._room.wake_s = self.preloads.wake_s = math.inf
         actions: list[Action] = []
         for place in self.books.devices:
             actions += self._room.shrink(place, now_s)
@@ -303,11 +306,14 @@ class Ledger:
                 if len(blocked) > len(self.books.devices):
                     break
                 actions += self._serve(ref, blocked, now_s)
-        elif self._preloads:
-            actions += self._pump_preloads()
+        elif self.preloads:
+            begun = self.preloads.pump(now_s)
+            for ref in [action.ref for action in begun if isinstance(action, Skip)]:
+                self._tidy(ref)
+            actions += begun
         if self._spills:
             actions += self._pump_spills(now_s)
-        self.wake_s = self._room.wake_s
+        self.wake_s = min(self._room.wake_s, self.preloads.wake_s)
         if self.rules.idle_ttl_s < math.inf:
             self.wake_s = min([self.wake_s, *map(self._room.expires_s, self.books.all())])
         return actions
@@ -339,28 +345,6 @@ class Ledger:
             source = DISK
         return self.books.start(ref, target, source, background=background)
 
-    def _pump_preloads(self) -> list[Action]:
-        actions: list[Action] = []
-        active = sum(copy.state is State.FILLING and copy.background and copy.place != DISK for copy in self.books.all())
-        for ref in tuple(self._preloads):
-            if active >= PRELOADS_AT_ONCE:
-                break
-            present = [copy for copy in self.books.of(ref) if copy.place != DISK]
-            if any(copy.state is not State.READY for copy in present):
-                continue
-            if any(copy.place != RAM for copy in present):
-                del self._preloads[ref]
-                continue
-            target = min(self.books.devices, key=lambda place: self.books.missing(ref, place)) if present else RAM
-            if self.books.missing(ref, target) > 0:
-                del self._preloads[ref]
-                self._tidy(ref)
-                actions.append(Skip(ref, target))
-                continue
-            actions.append(self._start(ref, target, background=True))
-            active += 1
-        return actions
-
     def _pump_spills(self, now_s: float) -> list[Action]:
         """Write to disk what came from the model store, one at a time; never push out what is worth more."""
         actions: list[Action] = []
@@ -374,7 +358,7 @@ class Ledger:
                 del self._spills[ref]
                 actions.append(self._start(ref, DISK, background=True))
             elif present is None:
-                worth = value(self.demand.rate(ref, now_s), source.load_s, self.books.needs[ref].disk_bytes)
+                worth = value(self.demand.prospect(ref, now_s), source.load_s, self.books.needs[ref].disk_bytes)
                 cheaper = [copy for copy in self._room.candidates(DISK, ref, now_s) if self._room.value(copy, now_s) < worth]
                 room = self._room.drop_until_fits(DISK, cheaper, ref, now_s)
                 if room is None:
@@ -390,8 +374,8 @@ class Ledger:
             for place in self.books.devices
             if self.budgets[place] >= need.size(place, filling=True) + need.activation_bytes and place not in blocked
         ]
-        if not fitting:
-            return None
+        if len(fitting) <= 1:
+            return fitting[0] if fitting else None
 
         def cost(place: Place) -> tuple[float, int]:
             missing_bytes = self.books.missing(ref, place)
@@ -414,7 +398,7 @@ class Ledger:
 
     def _tidy(self, ref: ModelRef) -> None:
         """Forget what a model needs once nothing of it is left but a copy on disk."""
-        wanted = ref in self._waiting or ref in self._preloads
+        wanted = ref in self._waiting or ref in self.preloads
         if not wanted and all(copy.place == DISK for copy in self.books.of(ref)):
             self.books.needs.pop(ref, None)
             self._spills.pop(ref, None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import Final
 
 from predictor.model import ModelRef, Tier
 from predictor.policy.books import Books
@@ -14,6 +15,10 @@ from predictor.policy.churn import Churn
 from predictor.policy.demand import Demand
 from predictor.policy.eviction import Rules, value, victims
 from predictor.policy.residency import DISK, RAM, Action, Cause, Copy, Place, State
+
+PRELOAD_MARGIN: Final = 2.0
+"""A pre-load pushes out what is worth less than this part of it, and nothing else. Rates are estimates: two models that are
+asked alike would otherwise take turns, each fetched for nothing."""
 
 
 class Room:
@@ -54,6 +59,35 @@ class Room:
         ready = self.candidates(place, newcomer, now_s)
         actions = self.drop_until_fits(place, [*background, *ready], newcomer, now_s)
         return actions or []
+
+    def make_for_preload(self, place: Place, newcomer: ModelRef, now_s: float) -> list[Action] | None:
+        """Have copies dropped that are worth much less, and that nobody uses. None: those would not do, and none goes.
+
+        []: enough is on its way.
+        """
+        worth = self.worth(newcomer, place, now_s)
+        colder = [
+            copy
+            for copy in self.candidates(place, newcomer, now_s)
+            if self.value(copy, now_s) * PRELOAD_MARGIN < worth and not self._is_spared(copy, now_s)
+        ]
+        return self.drop_until_fits(place, colder, newcomer, now_s)
+
+    def worth(self, newcomer: ModelRef, place: Place, now_s: float) -> float:
+        """The value of a copy that is not there yet. What its load takes is not known: as much a byte as the others' here."""
+        size_bytes = self.books.needs[newcomer].size(place)
+        paces = sorted(
+            copy.load_s / copy.size_bytes for copy in self.books.here(place) if copy.state is State.READY and copy.size_bytes
+        )
+        load_s = paces[len(paces) // 2] * size_bytes if paces else 0.0
+        return value(self.demand.prospect(newcomer, now_s), load_s, size_bytes)
+
+    def _is_spared(self, copy: Copy, now_s: float) -> bool:
+        """Whether a request uses it, or it has not stayed long enough; or one that goes with it."""
+        going = [copy]
+        if copy.place == RAM and self.books.needs[copy.ref].shares_ram:
+            going += self.books.above(copy.ref)
+        return any(self.rules.stays_until_s(one) > now_s or (one.place != RAM and one.holds > 0) for one in going)
 
     def drop_until_fits(
         self, place: Place, candidates: Collection[Copy], newcomer: ModelRef | None, now_s: float
@@ -134,7 +168,7 @@ class Room:
 
     def value(self, copy: Copy, now_s: float) -> float:
         """What the copy is worth: eviction.value."""
-        return value(self.demand.rate(copy.ref, now_s), copy.load_s, copy.size_bytes)
+        return value(self.demand.prospect(copy.ref, now_s), copy.load_s, copy.size_bytes)
 
     def cause(self, copy: Copy, kind: str, now_s: float, newcomer: ModelRef | None = None) -> Cause:
         """Why the copy goes, with the numbers of this moment."""

@@ -77,12 +77,12 @@ class Connection:
             if self._aborted:
                 raise ConnectionAbortedError("nobody wants the answer any more")
 
-    def ask(self, target: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
-        """Send a GET; the answer's head. Its body must be read with ``fill`` or ``read``."""
-        self._http.putrequest("GET", target, skip_host=True, skip_accept_encoding=True)
+    def ask(self, target: str, headers: Mapping[str, str], method: str = "GET", body: bytes = b"") -> http.client.HTTPResponse:
+        """Send a request; the answer's head. Its body must be read with ``fill`` or ``read``."""
+        self._http.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
         for name, value in headers.items():
             self._http.putheader(name, value)
-        self._http.endheaders()
+        self._http.endheaders(body or None)
         self._end_s = time.monotonic() + self._limit_s
         response = self._http.getresponse()
         self.answered += 1

@@ -62,6 +62,8 @@ class ListPage:
     folders: bool
     token: str = ""
     operation: ClassVar[str] = "list"
+    method: ClassVar[str] = "GET"
+    body: ClassVar[bytes] = b""
     key: ClassVar[str] = ""
 
     def parameters(self) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""Reading objects: a small one as a whole, and one part of a large one straight into memory, resumed where it broke off.
+"""Objects: small ones read, written or removed as a whole, a part of a large one straight into memory, resumed if it breaks.
 
 What stays out: which part goes next (s3_transfers.py), retries (s3_requests.py).
 """
@@ -17,6 +17,7 @@ from predictor.tiers.s3_arriving import Part
 from predictor.tiers.s3_http import Connection
 from predictor.tiers.s3_requests import Again, Corrupt
 
+_MAX_ANSWER_BYTES: Final = 64 << 10
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 
@@ -30,6 +31,8 @@ class FetchPart:
     part: Part
     on_bytes: Callable[[int], None]
     operation: ClassVar[str] = "fetch"
+    method: ClassVar[str] = "GET"
+    body: ClassVar[bytes] = b""
     _got: int = 0
     _differed: tuple[int, str] | None = None
 
@@ -120,6 +123,8 @@ class ReadObject:
     etag: str
     limit_bytes: int
     operation: ClassVar[str] = "read"
+    method: ClassVar[str] = "GET"
+    body: ClassVar[bytes] = b""
 
     def parameters(self) -> Mapping[str, str]:
         """None."""
@@ -136,6 +141,50 @@ class ReadObject:
         if len(body) > self.limit_bytes:
             raise InvalidModel(f"{self.key} is longer than the {self.limit_bytes} bytes it may have")
         return body
+
+
+@dataclass(frozen=True, slots=True)
+class WriteObject:
+    """A small object, written whole over whatever was there."""
+
+    key: str
+    body: bytes
+    operation: ClassVar[str] = "write"
+    method: ClassVar[str] = "PUT"
+
+    def parameters(self) -> Mapping[str, str]:
+        """None."""
+        return {}
+
+    def headers(self) -> Mapping[str, str]:
+        """What it is: JSON is all that is written."""
+        return {"Content-Type": "application/json"}
+
+    def receive(self, connection: Connection, response: http.client.HTTPResponse) -> None:
+        """Nothing of the answer matters."""
+        connection.read(response, _MAX_ANSWER_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveObject:
+    """An object; one that is not there is removed, too."""
+
+    key: str
+    operation: ClassVar[str] = "remove"
+    method: ClassVar[str] = "DELETE"
+    body: ClassVar[bytes] = b""
+
+    def parameters(self) -> Mapping[str, str]:
+        """None."""
+        return {}
+
+    def headers(self) -> Mapping[str, str]:
+        """None of its own."""
+        return {}
+
+    def receive(self, connection: Connection, response: http.client.HTTPResponse) -> None:
+        """Nothing of the answer matters."""
+        connection.read(response, _MAX_ANSWER_BYTES)
 
 
 def _if_match(etag: str) -> Mapping[str, str]:

@@ -41,6 +41,12 @@ _WRONG_CREDENTIALS: Final = frozenset(
 _OLD_CREDENTIALS: Final = frozenset({"InvalidAccessKeyId", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"})
 """What S3 says of credentials that were right once."""
 
+_PERMISSIONS: Final = {
+    "list": "s3:ListBucket on the bucket",
+    "write": "s3:PutObject on the object",
+    "remove": "s3:DeleteObject on the object",
+}
+
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 
@@ -50,7 +56,15 @@ class Errand(Protocol[T_co]):
 
     @property
     def operation(self) -> str:
-        """``list``, ``read`` or ``fetch``: the metric's label."""
+        """``list``, ``read``, ``fetch``, ``write`` or ``remove``: the metric's label."""
+
+    @property
+    def method(self) -> str:
+        """``GET``, ``PUT`` or ``DELETE``."""
+
+    @property
+    def body(self) -> bytes:
+        """What is sent, whole; b"": nothing."""
 
     @property
     def key(self) -> str:
@@ -63,7 +77,7 @@ class Errand(Protocol[T_co]):
         """Beside Host and what the signature adds."""
 
     def receive(self, connection: Connection, response: http.client.HTTPResponse) -> T_co:
-        """Take the body of a 200 or 206. Raises Again where the answer is incomplete, and our errors."""
+        """Take the body of a 200, 204 or 206. Raises Again where the answer is incomplete, and our errors."""
 
 
 class Again(Exception):
@@ -165,7 +179,7 @@ class Requests:
                 credentials = self.identity.credentials()
                 response = self._head(connection, errand, credentials)
                 outcome = str(response.status)
-                if response.status in {200, 206}:
+                if response.status in {200, 204, 206}:
                     received = errand.receive(connection, response)
                     reusable = connection.finish(response)
                     return received
@@ -195,10 +209,21 @@ class Requests:
         target = endpoint.target(errand.key, errand.parameters())
         headers = {"Host": endpoint.authority, **errand.headers()}
         if credentials is not None:
-            headers = signed(target, headers, credentials=credentials, region=endpoint.region, at=datetime.now(UTC))
+            headers = signed(
+                target,
+                headers,
+                credentials=credentials,
+                region=endpoint.region,
+                at=datetime.now(UTC),
+                method=errand.method,
+                body=errand.body,
+            )
+        headers |= {"Accept-Encoding": "identity", "User-Agent": "hearth"}
+        if errand.method == "PUT":
+            headers["Content-Length"] = str(len(errand.body))
         self.on_ask(errand.operation)
         try:
-            return connection.ask(target, {**headers, "Accept-Encoding": "identity", "User-Agent": "hearth"})
+            return connection.ask(target, headers, errand.method, errand.body)
         except (ConnectionError, ssl.SSLEOFError):
             if connection.answered:
                 raise _Stale from None
@@ -233,7 +258,7 @@ class Requests:
             return ObjectChanged(
                 f"{named} was overwritten or deleted after it was listed ({answer}): ask again", retry_after_s=1.0
             )
-        action = "s3:ListBucket on the bucket" if errand.operation == "list" else "s3:GetObject on the object"
+        action = _PERMISSIONS.get(errand.operation, "s3:GetObject on the object")
         match status:
             case 404 if code in {"", "NoSuchBucket", "NoSuchKey"}:
                 why = f"there is no such bucket at {url}; check HEARTH_MODELS and AWS_ENDPOINT_URL"

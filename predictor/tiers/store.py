@@ -1,7 +1,7 @@
-"""The model stores: S3 buckets that are listed and read. The asynchronous face of the S3 parts beside this file.
+"""The model stores: S3 buckets that are listed and read, and the objects that a pod writes to outlive itself.
 
-Standard library only, so that a pod can ask for its first byte before it has imported anything else. What stays out:
-what the objects mean (repository.py, catalogue.py), where the bytes go (ram.py).
+The asynchronous face of the S3 parts beside this file. Standard library only, so that a pod can ask for its first byte before
+it has imported anything else. What stays out: what the objects mean (repository.py, catalogue.py), where the bytes go (ram.py).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from predictor.tiers import s3_credentials, s3_endpoint
 from predictor.tiers.s3_arriving import Arriving, Part, parts
 from predictor.tiers.s3_http import Connections, Halt
 from predictor.tiers.s3_listing import MAX_PAGES, Listing, ListPage, ObjectInfo
-from predictor.tiers.s3_objects import FetchPart, ReadObject
+from predictor.tiers.s3_objects import FetchPart, ReadObject, RemoveObject, WriteObject
 from predictor.tiers.s3_requests import Errand, Requests, Stopped
 from predictor.tiers.s3_transfers import Overdue, Transfers
 from predictor.tiers.scattered import Scattered
 
-__all__ = ["Bucket", "Buckets", "Listing", "ModelStore", "ObjectInfo", "S3Store", "Stores"]
+__all__ = ["Bucket", "Buckets", "Listing", "ModelStore", "ObjectInfo", "S3Store", "StateStore", "Stores"]
 
 SMALL_REQUESTS: Final = 8
 """Listings and manifests in flight at once; they have threads of their own and never queue behind parts."""
@@ -84,6 +84,22 @@ class Bucket(ModelStore, Protocol):
     @property
     def origin(self) -> str:
         """Which bucket of which server; part of what a model is. Raises as a listing does."""
+
+
+class StateStore(Protocol):
+    """What is asked of where a pod keeps what has to outlive it: small objects. Errors are a ModelStore's."""
+
+    async def listing(self, prefix: str, *, folders: bool = False) -> Listing:
+        """See ModelStore."""
+
+    async def read(self, key: str, etag: str, *, limit_bytes: int) -> bytes:
+        """See ModelStore; etag "": whatever is there."""
+
+    async def write(self, key: str, body: bytes) -> None:
+        """Write a small object over whatever is there. All or nothing."""
+
+    async def remove(self, key: str) -> None:
+        """Delete an object, if it is there."""
 
 
 class Buckets(Protocol):
@@ -143,7 +159,7 @@ class Stores:
 
         The callbacks come from threads.
 
-        on_request    every request: ``list``, ``read`` or ``fetch``; HTTP status, ``timeout`` or ``broken``
+        on_request    every request: its operation (s3_requests.Errand); HTTP status, ``timeout`` or ``broken``
         on_bytes      bytes of model files, as they arrive
         on_first_ask  once, when the first request for bytes of a model file is about to be written
         """
@@ -300,6 +316,14 @@ class S3Store:
     async def read(self, key: str, etag: str, *, limit_bytes: int) -> bytes:
         """See ModelStore."""
         return await self._stores.ask(self._asks(), ReadObject(key, etag, limit_bytes))
+
+    async def write(self, key: str, body: bytes) -> None:
+        """See StateStore."""
+        await self._stores.ask(self._asks(), WriteObject(key, body))
+
+    async def remove(self, key: str) -> None:
+        """See StateStore."""
+        await self._stores.ask(self._asks(), RemoveObject(key))
 
     async def fetch(self, files: Sequence[tuple[FileSpec, Scattered]], *, background: Callable[[], bool]) -> None:
         """See ModelStore. Stopping takes no longer than a connection may take to open, 5 s; usually a millisecond."""

@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e import models, surroundings
 from tests.e2e.cold import table
+from tests.e2e.declared import CONTROLLER, Models, credentials, shelf
 from tests.e2e.kubernetes import Namespace
 from tests.e2e.pool import ANSWER_TIMEOUT_S, HELLO, READY_TIMEOUT_S, Pool, write_kustomization
 
@@ -65,3 +66,31 @@ def pool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         if not ready or request.session.testsfailed:
             print(namespace.description())  # noqa: T201 (gone a moment later)
         namespace.delete()
+
+
+@pytest.fixture(scope="session", name="models")
+def inference_services(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
+    """Pool and controller, and a bucket with the models' files. On a failure, describe the cluster before cleaning up."""
+    failed_before = request.session.testsfailed
+    with shelf() as bucket, httpx.Client(base_url=surroundings.ingress(), timeout=ANSWER_TIMEOUT_S) as ingress:
+        namespace = Namespace(bucket.name)
+        folder = tmp_path_factory.mktemp("models")
+        write_kustomization(folder, namespace=bucket.name, models_url=f"s3://{bucket.name}/root")
+        namespace.create()
+        ready = False
+        try:
+            namespace.apply(folder)
+            host = namespace.address("inferenceservice", "pool", timeout_s=READY_TIMEOUT_S)
+            namespace.kubectl("rollout", "status", f"deployment/{CONTROLLER}", "--timeout=120s", timeout_s=130)
+            hello_host = namespace.address("services.serving.knative.dev", HELLO, timeout_s=READY_TIMEOUT_S)
+            running = Models(namespace, bucket, ingress, host, hello_host, folder)
+            running.apply(credentials())
+            ready = True
+            yield running
+            if running.starts:
+                print(table(running.starts))  # noqa: T201 (what the run is for)
+        finally:
+            if not ready or request.session.testsfailed != failed_before:
+                print(namespace.description())  # noqa: T201 (gone a moment later)
+                print(namespace.kubectl("logs", f"deployment/{CONTROLLER}", "--tail=200"))  # noqa: T201
+            namespace.delete()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,12 +17,14 @@ import httpx
 from tests.e2e import surroundings
 from tests.e2e.cold import Answered, ColdStart, timed
 from tests.e2e.kubernetes import Namespace, eventually
+from tests.e2e.pool import POOL
 from tests.e2e.pulse import Pulse
 from tests.fakes.zoo import affine_onnx
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+CONTROLLER: Final = "hearth-controller"
 READER: Final = "models-reader"
 STORAGE_KEY: Final = "own-bucket"
 SETTLED_TIMEOUT_S: Final = 60.0
@@ -61,13 +65,13 @@ def shelf() -> Iterator[Shelf]:
 
 
 def inference_service(
-    name: str, *, storage: Mapping[str, Any], account: str = "", percent: int | None = None
+    name: str, *, storage: Mapping[str, Any], account: str = "", percent: int | None = None, format_: str = "onnx"
 ) -> dict[str, Any]:
     """Build one model's manifest.
 
     storage  ``{"storageUri": ...}`` or ``{"storage": {...}}``
     """
-    predictor: dict[str, Any] = {"model": {"modelFormat": {"name": "onnx"}, "runtime": "pool", **storage}}
+    predictor: dict[str, Any] = {"model": {"modelFormat": {"name": format_}, "runtime": "pool", **storage}}
     if account:
         predictor["serviceAccountName"] = account
     if percent is not None:
@@ -220,3 +224,23 @@ def states(status: Mapping[str, Any]) -> tuple[str, str, str]:
     told = status.get("modelStatus", {})
     revisions = told.get("states", {})
     return revisions.get("activeModelState", ""), revisions.get("targetModelState", ""), told.get("transitionStatus", "")
+
+
+def hearth(*arguments: str) -> str:
+    """Run the command; its output."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "predictor.boot", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 0, f"hearth {' '.join(arguments)}: {ended.stderr}"
+    return ended.stdout
+
+
+def ready_pods(models: Models) -> list[str]:
+    """Names of the pool's pods that are Ready."""
+    pods = models.namespace.items("pods", "--selector", f"serving.knative.dev/service={POOL}")
+    return [
+        pod["metadata"]["name"]
+        for pod in pods
+        if any(one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions", ()))
+        and "deletionTimestamp" not in pod["metadata"]
+    ]

@@ -20,55 +20,28 @@ import httpx
 import pytest
 
 from tests.e2e import surroundings
-from tests.e2e.cold import cold_start, table, timed
+from tests.e2e.cold import cold_start, timed
 from tests.e2e.declared import (
+    CONTROLLER,
     READER,
     STORAGE_KEY,
     Models,
     conditions,
     credentials,
+    hearth,
     inference_service,
+    ready_pods,
     scale_of,
-    shelf,
     states,
 )
 from tests.e2e.kubernetes import Namespace, eventually
-from tests.e2e.pool import ANSWER_TIMEOUT_S, HELLO, POOL, READY_TIMEOUT_S, write_kustomization
+from tests.e2e.pool import ANSWER_TIMEOUT_S, HELLO, POOL, READY_TIMEOUT_S
 from tests.e2e.test_pool_from_zero import ZERO_TIMEOUT_S
 
 COUNT: Final = int(os.environ.get("HEARTH_E2E_MODELS", "30"))
 READY_S: Final = 30.0
 """What applying all of them may take until the last is Ready; a bench's bar, far from what a test would wait for."""
 LOAD_S: Final = 2.0
-CONTROLLER: Final = "hearth-controller"
-
-
-@pytest.fixture(scope="module")
-def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
-    """Pool and controller, and a bucket with the models' files. On a failure, describe the cluster before cleaning up."""
-    failed_before = request.session.testsfailed
-    with shelf() as bucket, httpx.Client(base_url=surroundings.ingress(), timeout=ANSWER_TIMEOUT_S) as ingress:
-        namespace = Namespace(bucket.name)
-        folder = tmp_path_factory.mktemp("models")
-        write_kustomization(folder, namespace=bucket.name, models_url=f"s3://{bucket.name}/root")
-        namespace.create()
-        ready = False
-        try:
-            namespace.apply(folder)
-            host = namespace.address("inferenceservice", "pool", timeout_s=READY_TIMEOUT_S)
-            namespace.kubectl("rollout", "status", f"deployment/{CONTROLLER}", "--timeout=120s", timeout_s=130)
-            hello_host = namespace.address("services.serving.knative.dev", HELLO, timeout_s=READY_TIMEOUT_S)
-            running = Models(namespace, bucket, ingress, host, hello_host, folder)
-            running.apply(credentials())
-            ready = True
-            yield running
-            if running.starts:
-                print(table(running.starts))  # noqa: T201 (what the run is for)
-        finally:
-            if not ready or request.session.testsfailed != failed_before:
-                print(namespace.description())  # noqa: T201 (gone a moment later)
-                print(namespace.kubectl("logs", f"deployment/{CONTROLLER}", "--tail=200"))  # noqa: T201
-            namespace.delete()
 
 
 @pytest.fixture
@@ -362,15 +335,6 @@ def test_an_upgraded_pool_keeps_its_catalogue_and_drops_no_request(models: Model
     models.namespace.kubectl("scale", f"deployment/{CONTROLLER}", "--replicas=1")
 
 
-def hearth(*arguments: str) -> str:
-    """Run the command; its output."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "predictor.boot", *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert ended.returncode == 0, f"hearth {' '.join(arguments)}: {ended.stderr}"
-    return ended.stdout
-
-
 def test_looking_wakes_nothing(models: Models) -> None:
     models.namespace.wait_for_zero(POOL, timeout_s=ZERO_TIMEOUT_S)
     here = ("--cluster", "--namespace", models.namespace.name)
@@ -398,17 +362,6 @@ def test_a_pool_is_warmed_ahead_of_its_requests_and_let_go(models: Models) -> No
     hearth("warm", "pool", "--off", *here)
     models.namespace.wait_for_zero(POOL, timeout_s=ZERO_TIMEOUT_S)
     print(f"\nwarm after {warm_s:.1f} s; the first request then took {first.took_s:.2f} s")  # noqa: T201
-
-
-def ready_pods(models: Models) -> list[str]:
-    """Names of the pool's pods that are Ready."""
-    pods = models.namespace.items("pods", "--selector", f"serving.knative.dev/service={POOL}")
-    return [
-        pod["metadata"]["name"]
-        for pod in pods
-        if any(one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions", ()))
-        and "deletionTimestamp" not in pod["metadata"]
-    ]
 
 
 def test_a_pool_is_warmed_also_after_the_autoscaler_has_restarted(models: Models) -> None:

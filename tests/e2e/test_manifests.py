@@ -139,11 +139,13 @@ def test_the_cluster_would_take_every_sample(empty: Namespace, file: Path) -> No
 @pytest.mark.parametrize(("folder", "name"), [("base", "pool"), ("overlays/knative", "pool"), ("samples/second-pool", "big")])
 def test_a_pool_mounts_what_the_controller_writes_for_its_name(empty: Namespace, folder: str, name: str) -> None:
     rendered = empty.kubectl("kustomize", str(MANIFESTS / folder))
-    mounted = re.findall(rf"name: (hearth-{name}-(?:models|credentials)-\d+)$", rendered, re.MULTILINE)
+    mounted = re.findall(rf"name: (hearth-{name}-(?:models-\d+|credentials-\d+|hotset))$", rendered, re.MULTILINE)
     assert mounted == [
         *(model_config_map(name, shard) for shard in range(MODEL_SHARDS)),
+        f"hearth-{name}-hotset",
         *(credential_secret(name, shard) for shard in range(CREDENTIAL_SHARDS)),
     ]
+    assert re.search(rf"name: HEARTH_POOL\n +value: {name}$", rendered, re.MULTILINE)
 
 
 def test_the_controller_may_do_what_it_must_and_no_more(empty: Namespace, tmp_path: Path) -> None:

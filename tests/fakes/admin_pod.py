@@ -12,7 +12,18 @@ import msgspec
 from aiohttp import web
 
 from predictor.declared import Declared, ModelShard
-from predictor.report import DeclaredReport, Event, Happened, LocationReport, PodReport
+from predictor.heat import Heat, encode
+from predictor.report import (
+    DeclaredReport,
+    Event,
+    Happened,
+    LocationReport,
+    Order,
+    Orders,
+    PodReport,
+    Residency,
+    WarmUp,
+)
 
 
 @dataclass
@@ -23,6 +34,9 @@ class AdminPod:
     only         of these models; empty: of all
     misbehaves   ``hang``, ``garbage``, ``huge``, ``older`` (404) or a status; "": not at all
     on_request   called at each request, with the path
+    heat         what it noted; None: it is of a release that tells none (404)
+    residency    what is where in it; None: nothing
+    refuses      orders, as a release before them does (404)
     """
 
     name: str = "pod-1"
@@ -39,6 +53,12 @@ class AdminPod:
     on_request: Callable[[str], None] = lambda _: None
     state: str = "serving"
     only: set[str] = field(default_factory=set)
+    heat: Heat | None = None
+    residency: Residency | None = None
+    warm_up: WarmUp = field(default_factory=WarmUp)
+    ordered: int = 0
+    orders: list[Order] = field(default_factory=list)
+    refuses: bool = False
 
     async def __aenter__(self) -> Self:
         self._released = asyncio.Event()
@@ -48,6 +68,8 @@ class AdminPod:
         application.router.add_get("/hearth/v1/state", self._state)
         application.router.add_get("/hearth/v1/residency", self._residency)
         application.router.add_put("/hearth/v1/declarations", self._declarations)
+        application.router.add_get("/hearth/v1/heat", self._heat)
+        application.router.add_put("/hearth/v1/orders", self._orders)
         self._runner = web.AppRunner(application, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -72,6 +94,7 @@ class AdminPod:
         self.began_s = asyncio.get_running_loop().time()
         self.journal.clear()
         self.shards.clear()
+        self.ordered = 0
 
     async def until_asked(self, times: int, path: str = "/hearth/v1/state") -> None:
         """Return once it was asked so often from now on."""
@@ -120,12 +143,32 @@ class AdminPod:
             scopes=self.scopes,
             declared=declared,
             happened=tuple(itertools.islice((each for each in self.journal if each.number > since), 100)),
+            warm_up=self.warm_up,
+            ordered=self.ordered,
         )
         return web.Response(body=msgspec.json.encode(report), content_type="application/json")
 
     async def _residency(self, request: web.Request) -> web.StreamResponse:
         wrong = await self._arrived(request)
-        return wrong or web.json_response({"pod": self.name, "tiers": [], "models": []})
+        found = self.residency or Residency((), (), self.name)
+        return wrong or web.Response(body=msgspec.json.encode(found), content_type="application/json")
+
+    async def _heat(self, request: web.Request) -> web.StreamResponse:
+        wrong = await self._arrived(request)
+        if wrong is not None or self.heat is None:
+            return wrong or web.Response(status=404)
+        return web.Response(body=encode(self.heat), content_type="application/json")
+
+    async def _orders(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        wrong = await self._arrived(request)
+        if wrong is not None or self.refuses:
+            return wrong or web.Response(status=404)
+        given = msgspec.json.decode(body, type=Orders).orders
+        if self.takes:
+            self.orders += [order for order in given if order.number > self.ordered]
+            self.ordered = max([self.ordered, *(order.number for order in given)])
+        return web.json_response({"ordered": self.ordered})
 
     async def _declarations(self, request: web.Request) -> web.StreamResponse:
         body: dict[str, Any] = msgspec.json.decode(await request.read())

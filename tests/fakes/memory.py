@@ -20,7 +20,7 @@ from predictor.tiers.store import Listing, ObjectInfo
 class MemoryStore:
     """Objects in a dictionary. ``clock`` is S3's: seconds of the epoch.
 
-    fails   errors that the next listings raise, in order
+    fails   errors that the next listings and writes raise, in order
     list_s  how long a listing takes
     """
 
@@ -67,6 +67,18 @@ class MemoryStore:
             raise InvalidModel(f"{key} is longer than {limit_bytes} bytes")
         return data
 
+    async def write(self, key: str, body: bytes) -> None:
+        if self.fails:
+            raise self.fails.pop(0)
+        self.put(key, body)
+
+    async def remove(self, key: str) -> None:
+        self._objects.pop(key, None)
+
+    def text(self, key: str) -> bytes | None:
+        """An object's contents; None: there is none."""
+        return self._objects[key][0] if key in self._objects else None
+
     async def fetch(self, files: Sequence[tuple[FileSpec, Scattered]], *, background: Callable[[], bool]) -> None:
         background()
         for file, memory in files:
@@ -89,6 +101,6 @@ class MemoryStore:
 
     def _current(self, key: str, etag: str) -> bytes:
         data, entry = self._objects.get(key, (b"", None))
-        if entry is None or entry.etag != etag:
+        if entry is None or etag not in {"", entry.etag}:
             raise ObjectChanged(f"{key} was overwritten or deleted")
         return data

@@ -1,7 +1,7 @@
-"""A scripted S3 over real HTTP on 127.0.0.1: ListObjectsV2, GET with Range and If-Match, faults to order, everything counted.
+"""A scripted S3 over real HTTP on 127.0.0.1: ListObjectsV2, GET with Range and If-Match, PUT, DELETE, faults to order, counted.
 
-The contract suite holds it against moto. What stays out: writing over HTTP (``put`` is a method), and checking signatures
-(``received`` keeps the requests, so that a test can).
+The contract suite holds it against moto. What stays out: checking signatures (``received`` keeps the requests, so that a test
+can).
 
     with FakeS3() as s3:
         s3.put("bucket", "models/m/1/model.onnx", data)

@@ -19,6 +19,7 @@ MAX_STALL_S = 30.0
 CHUNK_BYTES = 1 << 18
 VIRTUAL_HOST = ".virtual.test"
 TRICKLE_BYTES = 1 << 10
+NO_CONTENT = 204
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Received:
 class Fault:
     """Something that goes wrong. ``times``: how often yet; None: until ``heal``.
 
-    operation     ``list``, ``get`` or "" for both
+    operation     ``list``, ``get``, ``put``, ``delete`` or "" for all
     key           one object; "" for all
     status        answer this instead, with ``code`` and ``body``
     headers       of the answer, in place of the right ones; "" for none
@@ -95,6 +96,12 @@ class Script(Protocol):
     def objects(self, bucket: str) -> dict[str, Stored] | None:
         """A copy of a bucket; None: there is no such bucket."""
 
+    def put(self, bucket: str, key: str, data: bytes) -> str:
+        """Write an object; its ETag."""
+
+    def delete(self, bucket: str, key: str) -> None:
+        """Delete an object."""
+
     def wait_until_healed(self, seconds: float) -> None:
         """Sleep, at most that long."""
 
@@ -140,6 +147,29 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the parent's name)
         return
+
+    def do_PUT(self) -> None:
+        self._change("put", self.rfile.read(int(self.headers["Content-Length"])))
+
+    def do_DELETE(self) -> None:
+        self._change("delete", b"")
+
+    def _change(self, operation: str, data: bytes) -> None:
+        bucket, _, key = unquote(urlsplit(f"http://any{self.path}").path[1:]).partition("/")
+        fault = self.server.s3.note(Received(operation, f"{bucket}/{key}", "", self.path, dict(self.headers)))
+        if fault.delay_s:
+            self.server.s3.wait_until_healed(fault.delay_s)
+        objects = self.server.s3.objects(bucket)
+        if fault.status:
+            self._error(fault.status, fault.code, fault)
+        elif objects is None:
+            self._error(404, "NoSuchBucket", fault)
+        elif operation == "put":
+            self._send(200, {"ETag": f'"{self.server.s3.put(bucket, key, data)}"'}, b"", fault)
+        else:
+            if key in objects:
+                self.server.s3.delete(bucket, key)
+            self._send(204, {"Content-Length": ""}, b"", fault)
 
     def do_GET(self) -> None:
         split = urlsplit(f"http://any{self.path}")  # so that a key that begins with a slash is no host
@@ -239,7 +269,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault.trickle_s:
                 self.server.s3.wait_until_healed(fault.trickle_s)
             self.wfile.write(whole[start : min(start + step, end)])
-        if fault.length_error > 0 or not headers["Content-Length"]:
+        if fault.length_error > 0 or (not headers["Content-Length"] and status != NO_CONTENT):
             self.close_connection = True
         match fault.then:
             case "stall":

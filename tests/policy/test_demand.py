@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -119,3 +121,14 @@ def test_rates_are_finite_never_negative_and_fall_while_nobody_asks(moments: lis
     assert rates[0] > 0.0
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] >= 0.0
+
+
+def test_a_keys_rates_are_told_one_by_one_or_all_at_once() -> None:
+    demand = Demand()
+    assert demand.latest_s == -math.inf
+    demand.note("a", 5.5)
+    demand.note("b", 3.0)
+    assert demand.latest_s == 5.0
+    assert demand.keys() == ["a", "b"]
+    assert {key: demand.at(key, 60.0) for key in "ab"} == {key: (fast, slow) for key, fast, slow in demand.rates(60.0)}
+    assert demand.at("nobody", 60.0) == (0.0, 0.0)

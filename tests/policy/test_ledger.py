@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from predictor.model import ModelRef
+from predictor.model import ModelRef, Tier
 from predictor.policy.demand import Demand
 from predictor.policy.eviction import Rules
 from predictor.policy.ledger import Ledger
 from predictor.policy.residency import RAM, Abort, Drop, Footprint, Grant, Place, Refuse, Skip, Start
 
 DEVICE = Place(0)
-A, B, C = (ModelRef("default", name, 1) for name in "abc")
+A, B, C, D = (ModelRef("default", name, 1) for name in "abcd")
 
 
 def ledger(ram: int = 10, device: int = 10) -> Ledger:
@@ -64,7 +66,7 @@ def test_a_preload_that_finds_no_room_is_skipped_and_forgotten() -> None:
     books = ledger()
     load(books, A, 8)
     assert books.preload(B, need(5), 1.0) == (Skip(B, RAM),)
-    assert books.preloads_queued == 0
+    assert len(books.preloads) == 0
     assert not books.knows(B)
 
 
@@ -74,8 +76,97 @@ def test_two_preloads_run_at_once_and_the_third_waits_for_one_of_them() -> None:
     assert books.preload(B, need(5), 0.0) == (Start(B, RAM),)
     assert books.preload(C, need(5), 0.0) == ()
     assert books.is_background(A, RAM)
+    assert books.finished(A, RAM, 1.0, 1.0) == (Start(A, DEVICE, RAM), Start(C, RAM))
+    assert books.finished(B, RAM, 1.0, 1.0) == (), "a device builds one at a time"
+    assert books.finished(A, DEVICE, 1.0, 1.0) == (Start(B, DEVICE, RAM),)
+
+
+def test_a_preload_into_ram_goes_no_further_until_somebody_wants_more() -> None:
+    books = ledger()
+    assert books.preload(A, need(5), 0.0, Tier.RAM) == (Start(A, RAM),)
+    assert books.finished(A, RAM, 1.0, 1.0) == ()
+    assert len(books.preloads) == 0
+    assert books.preload(A, need(5), 2.0, Tier.RAM) == ()
+    assert books.preload(A, need(5), 2.0) == (Start(A, DEVICE, RAM),)
+
+
+def test_of_two_wishes_for_one_model_the_further_one_counts() -> None:
+    books = ledger()
+    books.preload(A, need(5), 0.0)
+    books.preload(A, need(5), 0.0, Tier.RAM)
     assert books.finished(A, RAM, 1.0, 1.0) == (Start(A, DEVICE, RAM),)
-    assert books.finished(A, DEVICE, 1.0, 1.0) == (Start(C, RAM),)
+
+
+def test_until_builds_may_begin_preloads_come_as_far_as_ram_and_a_request_goes_on() -> None:
+    books = ledger(ram=20, device=20)
+    books.preloads.builds_from_s = 5.0
+    books.preload(A, need(5), 0.0)
+    assert books.finished(A, RAM, 1.0, 1.0) == ()
+    assert books.wake_s == 5.0
+    ticket, plan = books.wait(B, need(5), 2.0)
+    assert plan == (Start(B, RAM),)
+    assert books.wake_s == math.inf, "not while somebody waits"
+    assert books.finished(B, RAM, 1.0, 3.0) == (Start(B, DEVICE, RAM),)
+    assert books.finished(B, DEVICE, 1.0, 4.0) == (Grant(ticket, B, DEVICE),)
+    assert books.wake_s == 5.0
+    assert books.tick(5.0) == (Start(A, DEVICE, RAM),)
+
+
+def test_a_preload_pushes_out_what_is_worth_less_than_half_of_it() -> None:
+    books = ledger(ram=30, device=5)
+    load(books, A, 5)
+    books.demand.add(B, 1.0, 1.0, 9.0)
+    assert books.preload(B, need(5), 9.0) == (Start(B, RAM),)
+    assert books.finished(B, RAM, 1.0, 10.0) == (Drop(A, DEVICE),)
+    assert books.dropped(A, DEVICE, 10.0) == (Start(B, DEVICE, RAM),)
+
+
+def test_a_preload_pushes_out_nothing_that_is_asked_alike() -> None:
+    books = ledger(ram=30, device=5)
+    load(books, A, 5)
+    fast, slow = next((fast, slow) for _, fast, slow in books.demand.rates(9.0))
+    books.demand.add(B, 1.9 * fast, 1.9 * slow, 9.0)
+    books.preload(B, need(5), 9.0)
+    assert books.finished(B, RAM, 1.0, 9.0) == (Skip(B, DEVICE),)
+
+
+def test_a_preload_pushes_out_nothing_that_is_pinned_in_use_or_young() -> None:
+    for spare in ("pinned", "used", "young"):
+        books = Ledger({RAM: 30, DEVICE: 5}, Demand(), Rules(min_residency_s=60.0 if spare == "young" else 0.0))
+        load(books, A, 5, 8.95)
+        books.demand.add(B, 1.0, 1.0, 9.0)
+        if spare == "pinned":
+            books.pin("a")
+        elif spare == "used":
+            books.hit(A, 9.0)
+        books.preload(B, need(5), 9.0)
+        assert books.finished(B, RAM, 1.0, 9.0) == (Skip(B, DEVICE),), spare
+        assert books.wake_s == math.inf, "and nobody waits for it to get old"
+
+
+def test_a_model_that_shares_its_bytes_is_not_pushed_out_of_ram_by_a_preload_while_a_request_uses_it() -> None:
+    books = Ledger({RAM: 5, DEVICE: 5}, Demand(), Rules(min_residency_s=0.0))
+    ticket, _ = books.wait(A, need(5, shares_ram=True), 0.0)
+    books.finished(A, RAM, 1.0, 0.0)
+    assert books.finished(A, DEVICE, 0.1, 0.0) == (Grant(ticket, A, DEVICE),)
+    books.demand.add(B, 1.0, 1.0, 9.0)
+    assert books.preload(B, need(5), 9.0) == (Skip(B, RAM),)
+    books.release(A, DEVICE, 10.0)
+    assert books.preload(B, need(5), 11.0) == (Drop(A, DEVICE),)
+    assert books.dropped(A, DEVICE, 12.0) == (Drop(A, RAM),)
+    assert books.dropped(A, RAM, 13.0) == (Start(B, RAM),)
+
+
+def test_the_room_made_for_a_preload_is_not_taken_by_a_smaller_one_behind_it() -> None:
+    books = ledger(ram=10, device=10)
+    load(books, A, 5)
+    load(books, B, 5)
+    for ref in (C, D):
+        books.demand.add(ref, 1.0, 1.0, 9.0)
+    assert set(books.preload(C, need(10), 9.0)) == {Drop(A, RAM), Drop(B, RAM)}
+    assert books.preload(D, need(5), 9.0) == ()
+    assert books.dropped(A, RAM, 9.0) == ()
+    assert books.dropped(B, RAM, 9.0) == (Start(C, RAM), Skip(D, RAM))
 
 
 def test_a_request_takes_the_room_of_a_preload_before_that_of_a_model_in_the_cache() -> None:
@@ -160,3 +251,41 @@ def test_nothing_is_dropped_for_a_second_newcomer_while_the_first_is_built() -> 
     assert books.dropped(A, DEVICE, 2.0) == (Start(d, DEVICE, RAM),)
     assert books.finished(e, RAM, 1.0, 2.0) == (), "B stays useful until d is built"
     assert Drop(B, DEVICE) in books.finished(d, DEVICE, 0.1, 3.0)
+
+
+def test_who_gives_up_leaves_a_load_that_goes_on_as_a_preload() -> None:
+    books = ledger()
+    ticket, _ = books.wait(A, need(4), 0.0)
+    assert books.is_awaited(A)
+    assert books.leave(ticket, A, 0.5) == ()
+    assert not books.is_awaited(A)
+    assert A in books.preloads
+    assert books.finished(A, RAM, 1.0, 1.0) == (Start(A, DEVICE, RAM),)
+
+
+def test_who_gives_up_before_anything_began_leaves_nothing() -> None:
+    books = ledger(ram=4)
+    books.wait(A, need(4), 0.0)
+    ticket, plan = books.wait(B, need(4), 0.0)
+    assert plan == ()
+    books.leave(ticket, B, 0.5)
+    assert B not in books.preloads
+    assert not books.knows(B)
+
+
+def test_what_is_on_its_way_for_nobody_is_stopped_when_it_is_unloaded() -> None:
+    books = ledger()
+    books.preload(A, need(4), 0.0)
+    assert books.unload(A, 0.5) == (Abort(A, RAM),)
+    assert books.failed(A, RAM, 0.6) == ()
+    assert not books.knows(A)
+
+
+def test_while_every_place_is_busy_with_preloads_no_more_begin() -> None:
+    books = ledger(ram=30, device=30)
+    books.preload(A, need(5), 0.0)
+    assert books.finished(A, RAM, 1.0, 1.0) == (Start(A, DEVICE, RAM),)
+    assert books.preload(B, need(5), 1.0) == (Start(B, RAM),)
+    assert books.preload(C, need(5), 1.0) == (Start(C, RAM),)
+    assert books.preload(D, need(5), 1.0) == ()
+    assert D in books.preloads

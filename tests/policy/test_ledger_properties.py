@@ -10,9 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from predictor.model import ModelRef, Tier
 from predictor.policy.demand import Demand
-from predictor.policy.eviction import Rules
+from predictor.policy.eviction import Rules, value
 from predictor.policy.ledger import Ledger
-from predictor.policy.residency import DISK, RAM, Abort, Drop, Footprint, Grant, Place, Plan, Refuse, Skip, Start, State
+from predictor.policy.residency import DISK, RAM, Abort, Cause, Drop, Footprint, Grant, Place, Plan, Refuse, Skip, Start, State
 
 MODELS = [ModelRef("default", f"m{number}", 1) for number in range(6)]
 SIZES = st.integers(0, 10)
@@ -92,8 +92,10 @@ class World(RuleBasedStateMachine):
                 case Abort(ref, place):
                     assert self.moving[ref, place] is False, f"aborted twice: {action}"
                     self.moving[ref, place] = True
-                case Drop(ref, place):
+                case Drop(ref, place, cause):
                     self.drop(ref, place)
+                    if cause is not None and cause.newcomer is not None and cause.newcomer in self.ledger.preloads:
+                        self.check_pushed_out(ref, place, cause)
                 case Skip(ref, place):
                     free = self.budgets[place] - self.ledger.used_bytes(place)
                     need = (
@@ -120,6 +122,14 @@ class World(RuleBasedStateMachine):
                 assert not shared, f"dropped while {device} shares it: {ref}"
         self.ready.remove((ref, place))
         self.dropping.add((ref, place))
+
+    def check_pushed_out(self, ref: ModelRef, place: Place, cause: Cause) -> None:
+        """For a pre-load: it was worth less, and nothing spared it when that was decided."""
+        copy = self.ledger.books.at(ref, place)
+        assert copy is not None
+        assert copy.holds == 0, f"a pre-load pushes out what is in use: {copy}"
+        assert cause.newcomer_rate_per_s > 0, f"by what nobody asks for: {cause}"
+        assert self.ledger.rules.stays_until_s(copy) <= self.now_s, f"too young: {copy}"
 
     @property
     def devices(self) -> list[Place]:
@@ -171,15 +181,44 @@ class World(RuleBasedStateMachine):
         self.sources[key] = None
         self.carry_out(self.ledger.damaged(key[0], self.now_s))
 
-    @rule(model=st.sampled_from(MODELS))
-    def preload(self, model: ModelRef) -> None:
-        plan = self.ledger.preload(model, self.needs[model], self.now_s)
+    @rule(model=st.sampled_from(MODELS), tier=st.sampled_from([Tier.RAM, Tier.DEVICE]))
+    def preload(self, model: ModelRef, tier: Tier) -> None:
+        over = {place for place in self.budgets if self.over(place) > 0}
+        paces = {place: self.pace(place) for place in self.budgets}
+        plan = self.ledger.preload(model, self.needs[model], self.now_s, tier)
         for action in plan:
+            if isinstance(action, Drop) and action.cause is not None and action.cause.newcomer == model:
+                self.check_worth(action, paces)
             if isinstance(action, Drop | Abort):
-                assert action.place == DISK or self.over(action.place), f"a pre-load made room for itself: {plan}"
+                assert action.place in {DISK, *over} or not self.waiting, f"room was made for a pre-load: {plan}"
             if self.waiting and isinstance(action, Start):
                 assert action.target == DISK, f"a pre-load began before {self.waiting}"
         self.carry_out(plan)
+
+    def pace(self, place: Place) -> float:
+        """Seconds a byte of the copies at ``place``, the median."""
+        ready = [copy for copy in self.ledger.copies() if copy.place == place and copy.state is State.READY and copy.size_bytes]
+        paces = sorted(copy.load_s / copy.size_bytes for copy in ready)
+        return paces[len(paces) // 2] if paces else 0.0
+
+    def check_worth(self, drop: Drop, paces: dict[Place, float]) -> None:
+        """It was worth less than half of the pre-load that pushed it out."""
+        cause, need = drop.cause, self.needs[drop.ref]
+        assert cause is not None
+        assert cause.newcomer is not None
+        below = self.ledger.books.at(drop.ref, RAM)
+        shared = need.shares_ram and below is not None and below.state is State.DRAINING  # then it goes with that one
+        place = RAM if shared else drop.place
+        size_bytes = self.needs[cause.newcomer].size(place)
+        assert 2 * cause.value < value(cause.newcomer_rate_per_s, paces[place] * size_bytes, size_bytes), f"{drop}"
+
+    @rule(model=st.sampled_from(MODELS), rate=st.sampled_from([0.001, 0.1, 10.0]))
+    def is_known_to_be_hot(self, model: ModelRef, rate: float) -> None:
+        self.ledger.demand.add(model, rate, rate, self.now_s)
+
+    @rule(seconds=st.floats(0, 100))
+    def builds_are_put_off(self, seconds: float) -> None:
+        self.ledger.preloads.builds_from_s = self.now_s + seconds
 
     @rule(model=st.sampled_from(MODELS))
     def unload(self, model: ModelRef) -> None:

@@ -174,6 +174,8 @@ def test_the_interactive_documentation_names_every_route(client: httpx.Client) -
         "/hearth/v1/why/{name}",
         "/hearth/v1/state",
         "/hearth/v1/declarations",
+        "/hearth/v1/heat",
+        "/hearth/v1/orders",
         "/metrics",
     }
 

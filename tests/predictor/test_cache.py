@@ -17,6 +17,7 @@ from predictor.policy.ledger import Ledger
 from predictor.policy.residency import DISK, RAM, Place
 from predictor.profiles import Profiles
 from predictor.telemetry import Telemetry, Timeline
+from predictor.wishes import Wish
 from tests.fakes.jobs import compute
 from tests.fakes.profiles import HEADROOM_BYTES, KnownProfiles, disk_bytes
 from tests.fakes.tiers import FakeDevice, FakeDisk, FakeRam
@@ -238,7 +239,7 @@ async def test_a_full_waiting_room_answers_503_with_the_seconds_to_wait() -> Non
 async def test_a_preload_takes_free_room_and_evicts_nothing() -> None:
     rig = Rig(ram_pages=3, device_pages=2)
     await rig.ask(model("used", 2))
-    rig.cache.preload(model("wanted"))
+    rig.cache.preload(model("wanted"), Wish("a test"))
     await asyncio.sleep(5.0)
     assert await rig.ask(model("used", 2)) == "hot"
     assert rig.cache.drops == 0
@@ -248,7 +249,7 @@ async def test_a_preload_takes_free_room_and_evicts_nothing() -> None:
 async def test_a_preload_under_way_gives_its_room_to_a_request() -> None:
     rig = Rig(ram_pages=2, device_pages=2)
     rig.ram.fetch_s = lambda ref: 100.0 if ref.name == "wanted" else 1.0
-    rig.cache.preload(model("wanted", 2))
+    rig.cache.preload(model("wanted", 2), Wish("a test"))
     await asyncio.sleep(1.0)
     assert await rig.ask(model("asked", 2), patience_s=3.0) == "s3"
     assert rig.ram.stopped["wanted"] == 1
@@ -256,7 +257,7 @@ async def test_a_preload_under_way_gives_its_room_to_a_request() -> None:
 
 async def test_a_request_joins_the_preload_of_its_model() -> None:
     rig = Rig()
-    rig.cache.preload(model("a"))
+    rig.cache.preload(model("a"), Wish("a test"))
     await asyncio.sleep(0.5)
     assert await rig.ask(model("a")) == "s3"
     assert rig.ram.fetched["a"] == 1
@@ -343,7 +344,7 @@ async def test_a_random_day_answers_every_request_once_and_ends_with_true_books(
                     rig.devices[number].die()
                     rig.cache.device_lost(number)
                 case 2:
-                    rig.cache.preload(spec)
+                    rig.cache.preload(spec, Wish("a test"))
                 case 3:
                     await rig.cache.unload(spec.ref.name)
                 case 4:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from predictor import cli, flags, human
-from predictor.report import Residency
+from predictor.report import Residency, WarmUp
 from predictor.settings import Settings
 
 RESIDENCY = {
@@ -201,6 +201,14 @@ def test_ps_ends_with_what_an_operator_should_know(address: str, capsys: pytest.
     assert cli.alarm_lines(alarmed) == ["warning: models push each other out"]
     assert cli.main(["ps", "--address", address]) == 0
     assert "warning" not in capsys.readouterr().out
+
+
+def test_ps_tells_how_far_the_hot_set_is_where_there_is_one() -> None:
+    assert cli.warm_lines(WarmUp()) == []
+    assert cli.warm_lines(WarmUp("loading", "mounted", 40, 12, 3, 1)) == [
+        "hot set (mounted): 12 of 40 loaded, 3 found no room, 1 failed, loading"
+    ]
+    assert cli.warm_lines(WarmUp(trouble="demand cannot be written")) == ["warning: demand cannot be written"]
 
 
 def test_ps_of_an_empty_pod_says_how_a_model_gets_in() -> None:

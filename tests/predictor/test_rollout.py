@@ -18,7 +18,8 @@ from predictor.policy.demand import Demand
 from predictor.policy.ledger import Ledger
 from predictor.policy.residency import RAM, Place
 from predictor.repository import Source
-from predictor.rollout import AGAIN_S, SCOPE_TIMEOUT_S, Rollout
+from predictor.rollout import SCOPE_TIMEOUT_S, Rollout
+from predictor.routes import AGAIN_S
 from predictor.telemetry import Telemetry, Timeline
 from tests.fakes.memory import MemoryStore
 from tests.fakes.profiles import HEADROOM_BYTES, KnownProfiles
@@ -142,6 +143,20 @@ class Rig:
 def both(rig: Rig) -> None:
     rig.put("m/old/model.onnx", b"old")
     rig.put("m/new/model.onnx", b"new")
+
+
+async def test_looking_up_what_would_answer_brings_no_target_up() -> None:
+    rig = Rig()
+    rig.declare(Location("s3://b/new", 2), Location("s3://b/old", 1))
+    rig.put("old/model.onnx", b"old")
+    rig.put("new/model.onnx", b"new")
+    assert (await rig.rollout.settled("m", None)).ref.version == 1
+    assert (await rig.rollout.settled("m", 2)).ref.version == 2
+    assert not rig.ram.fetched
+    assert await rig.answer() == "new/model.onnx", "a request tries the target first"
+    assert (await rig.rollout.settled("m", None)).ref.version == 2
+    rig.put("root/plain/1/model.onnx")
+    assert (await rig.rollout.settled("plain", None)).ref.name == "plain"
 
 
 # ---- what lies at a place --------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,10 +25,13 @@ headers = st.dictionaries(
 )
 
 
-def by_botocore(target: str, sent: dict[str, str], *, credentials: Credentials, region: str) -> str:
+def by_botocore(
+    target: str, sent: dict[str, str], *, credentials: Credentials, region: str, method: str = "GET", body: bytes = b""
+) -> str:
     """The Authorization header that botocore gives the same request."""
     path, _, query = target.partition("?")
-    request = AWSRequest("GET", f"http://{sent['Host']}{path}" + (f"?{query}" if query else ""), headers=sent)
+    request = AWSRequest(method, f"http://{sent['Host']}{path}" + (f"?{query}" if query else ""), headers=sent, data=body)
+    request.context["payload_signing_enabled"] = True  # over plain HTTP it is signed anyway
     request.context["timestamp"] = NOW.strftime("%Y%m%dT%H%M%SZ")
     signer: Any = S3SigV4Auth(
         BotocoreCredentials(credentials.access_key, credentials.secret_key, credentials.token or None), "s3", region
@@ -55,6 +59,18 @@ def test_every_signature_is_the_one_that_botocore_makes(
     assert made["Authorization"] == by_botocore(target, given_headers, credentials=credentials, region="eu-central-1")
     assert made["x-amz-content-sha256"] == NO_BODY_SHA256
     assert made.get("x-amz-security-token", "") == token
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+@given(key=text, body=st.binary(max_size=100))
+def test_what_is_written_or_removed_is_signed_as_botocore_does(method: str, key: str, body: bytes) -> None:
+    credentials = Credentials("AKIDEXAMPLE", "secret")
+    target, sent = f"/bucket/{encoded_path(key)}", {"Host": "s3.example.com", "Content-Type": "application/json"}
+    body = body if method == "PUT" else b""
+    made = signed(target, sent, credentials=credentials, region="eu-central-1", at=NOW, method=method, body=body)
+    theirs = by_botocore(target, sent, credentials=credentials, region="eu-central-1", method=method, body=body)
+    assert made["Authorization"] == theirs
+    assert made["x-amz-content-sha256"] == hashlib.sha256(body).hexdigest()
 
 
 @given(key=text)

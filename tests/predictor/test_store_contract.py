@@ -19,7 +19,7 @@ from predictor import checksums
 from predictor.errors import InvalidModel, ObjectChanged, StoreRefused
 from predictor.model import PartChecksums
 from predictor.tiers.scattered import Scattered
-from predictor.tiers.store import ModelStore
+from predictor.tiers.store import S3Store
 from tests.fakes.memory import MemoryStore
 from tests.fakes.s3 import FakeS3
 from tests.fakes.stores import BUCKET, PART_BYTES, as_file, opened
@@ -46,7 +46,7 @@ class Stand:
         self._memory = memory
 
     @asynccontextmanager
-    async def store(self) -> AsyncIterator[ModelStore]:
+    async def store(self) -> AsyncIterator[MemoryStore | S3Store]:
         if self._memory is not None:
             yield self._memory
         else:
@@ -221,6 +221,19 @@ async def test_a_small_object_longer_than_its_limit_is_refused(stand: Stand) -> 
         with pytest.raises(InvalidModel, match="longer"):
             await store.read(entry.key, entry.etag, limit_bytes=100)
         assert len(await store.read(entry.key, entry.etag, limit_bytes=101)) == 101
+
+
+async def test_what_is_written_is_read_over_whatever_was_there_until_it_is_removed(stand: Stand) -> None:
+    key = "state/pool/heat/a pod+1.json"
+    async with stand.store() as store:
+        for body in (b'{"a": 1}', b"", b"x" * 100_000):
+            await store.write(key, body)
+            (entry,) = (await store.listing("state/")).objects
+            assert (entry.key, entry.size_bytes, entry.etag) == (key, len(body), hashlib.md5(body).hexdigest())
+            assert await store.read(key, "", limit_bytes=100_000) == body
+        await store.remove(key)
+        await store.remove(key)
+        assert (await store.listing("state/")).objects == ()
 
 
 async def test_a_bucket_that_does_not_exist_is_told_as_such(stand: Stand) -> None:

@@ -110,6 +110,17 @@ async def test_the_background_waits_while_anybody_waits_and_goes_on_in_order_aft
     assert lanes.begun_s[5] - lanes.begun_s[4] >= PART_S, "not even a lane that was free went to the background"
 
 
+async def test_the_background_leaves_a_lane_in_four_to_whoever_comes() -> None:
+    lanes = Lanes(8)
+    background = lanes.start(lanes.model("hot set", 20), later)
+    await asyncio.sleep(0.5)
+    assert lanes.running == 6
+    wanted = lanes.start(lanes.model("wanted", 2))
+    await asyncio.sleep(0.1)
+    assert lanes.running == 8, "at once, and not when the first part of the background has ended"
+    await asyncio.gather(background, wanted)
+
+
 async def test_a_request_that_joins_a_background_transfer_brings_it_forward() -> None:
     lanes = Lanes(2)
     joined = False

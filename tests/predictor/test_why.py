@@ -15,6 +15,10 @@ WORTH = "was asked for 1.0/s and saved 2 s of waiting per hour and MB"
     ("event", "sentence"),
     [
         (Event(0.5, "loaded", "ram", 3, seconds=2.0), "version 3 came into ram in 2.0 s"),
+        (
+            Event(0.5, "preloaded", "ram", 3, seconds=2.0, cause="hot set"),
+            "version 3 came into ram in 2.0 s before anybody waited (hot set)",
+        ),
         (Event(0.5, "failed", "device 0", 3, cause="no layer"), "version 3 could not come into device 0: no layer"),
         (Event(0.5, "loaded", "disk", 3, seconds=2.0), "version 3 was written to disk in 2.0 s"),
         (Event(0.5, "failed", "disk", 3, cause="no space"), "version 3 could not be written to disk: no space"),

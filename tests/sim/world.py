@@ -24,6 +24,7 @@ from predictor.telemetry import Telemetry, Timeline
 from predictor.tiers.device import Placement
 from predictor.tiers.disk_files import DiskFault, Fault
 from predictor.wire import Peak, Tensor
+from predictor.wishes import Wish
 from tests.fakes.jobs import compute
 from tests.fakes.profiles import at_once, disk_bytes
 from tests.fakes.tiers import Delay, FakeDevice, FakeDisk, FakeRam
@@ -161,8 +162,10 @@ class World:
             spec = draw.choice(self.specs)
             match draw.randrange(4):
                 case 0:
+                    rate = draw.choice((0.0, 0.01, 1.0))
+                    self.ledger.demand.add(spec.ref, rate, rate, self.cache.clock())
                     with contextlib.suppress(HearthError):
-                        self.cache.preload(spec)
+                        self.cache.preload(spec, Wish("a test"))
                 case 1:
                     async with asyncio.timeout(600.0):
                         await self.cache.unload(spec.ref.name)

@@ -65,7 +65,7 @@ class Desk:
         self.asked: list[str] = []
         fake.services["team", "hearth-controller:8082"] = self.answer
 
-    def answer(self, path: str, query: dict[str, str]) -> tuple[int, bytes]:
+    def answer(self, path: str, query: dict[str, str]) -> tuple[int, bytes]:  # noqa: PLR0911 (a route each)
         self.asked.append(path)
         route = path.removeprefix("hearth/v1/")
         if query.get("pool", "gpu") != "gpu":
@@ -81,6 +81,9 @@ class Desk:
             ).encode()
         if route == "residency":
             return 200, json.dumps({"pods": self.pods}).encode()
+        if route == "why/gpu":
+            ahead = {"at_s": 1.0, "what": "PodsAhead", "detail": "pool gpu is to have 1 pod"}
+            return 200, json.dumps({"model": "gpu", "events": [ahead], "now": ["forecast off: 1 days were watched"]}).encode()
         if route == "why/bert":
             loaded = {"at_s": 5.0, "what": "loaded", "place": "ram", "version": 3, "seconds": 0.5}
             told = {"at_s": 5.0, "what": "loaded", "source": "gpu-abc", "event": loaded}
@@ -145,6 +148,15 @@ async def test_models_and_why_are_told(desk: Desk, capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert "declared: s3://b  [controller]" in out
     assert "[gpu-abc]" in out
+
+
+async def test_of_a_pool_it_tells_what_was_done_ahead_of_its_traffic_and_how_it_stands(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await hearth("why", "gpu", "--cluster") == 0
+    done, now = capsys.readouterr().out.splitlines()
+    assert "PodsAhead: pool gpu is to have 1 pod  [controller]" in done
+    assert now == "now: forecast off: 1 days were watched"
 
 
 @pytest.mark.parametrize("command", [["ps"], ["models"], ["why", "bert"]])

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from tests.fakes.kube import FakeKube, Object
-from warmup import warming
-from warmup.prewarm import FORMER, MARK, MIN_SCALE, VERIFY_S, Decision, Effort, Patch, Revision, Tell, Wake, decide
+from warmup import ahead, warming
+from warmup.prewarm import FORMER, MARK, MIN_SCALE, PODS, VERIFY_S, Decision, Effort, Patch, Revision, Tell, Wake, Wish, decide
 from warmup.warming import Warming
 from warmup.watch import Pace
 
@@ -122,6 +122,63 @@ def test_an_effort_counts_from_its_beginning_though_the_patch_is_seen_late() -> 
     for second in range(4):
         decision = decide([WISH], {"r1": ZERO if second < 2 else MARKED}, decision.efforts, now_s=NOW + second)
     assert decision.efforts["gpu"].since_s == NOW
+
+
+TWO = Wish(2, NOW + 60, "calendar", "because", "k")
+SET_TO_TWO = {MIN_SCALE: "2", MARK: "true", PODS: "2"}
+TWO_SET = replace(PLAIN, min_scale="2", marked=True, set_scale=2, wanted=2)
+
+MORE: list[tuple[str, Pool, Wish | None, Revision, str, list[object]]] = [
+    ("a wish for two sets two", NO_WISH, TWO, PLAIN, "starting", [Patch("r1", "7", SET_TO_TWO)]),
+    ("most wins", WISH, TWO, PLAIN, "starting", [Patch("r1", "7", SET_TO_TWO)]),
+    ("a wish that is over counts for nothing", NO_WISH, replace(TWO, until_s=NOW), PLAIN, "off", []),
+    ("no more than max-scale", NO_WISH, TWO, replace(PLAIN, most=1), "starting", [Patch("r1", "7", WARM)]),
+    ("a user's own two suffice", NO_WISH, TWO, replace(PLAIN, min_scale="2"), "own", []),
+    (
+        "a user's own one does not",
+        NO_WISH,
+        TWO,
+        replace(PLAIN, min_scale="1"),
+        "starting",
+        [Patch("r1", "7", SET_TO_TWO | {FORMER: "1"})],
+    ),
+    ("one becomes two", NO_WISH, TWO, MARKED, "starting", [Patch("r1", "7", SET_TO_TWO)]),
+    ("two become one", WISH, None, TWO_SET, "starting", [Patch("r1", "7", WARM | {PODS: None})]),
+    ("one of two is not enough", NO_WISH, TWO, replace(TWO_SET, ready=1), "starting", []),
+    ("two are", NO_WISH, TWO, replace(TWO_SET, ready=2), "warm", []),
+    (
+        "both go",
+        NO_WISH,
+        None,
+        replace(TWO_SET, former="0"),
+        "off",
+        [Patch("r1", "7", UNMARK | {PODS: None, MIN_SCALE: "0"})],
+    ),
+    (
+        "what somebody set meanwhile is not changed",
+        NO_WISH,
+        replace(TWO, pods=3),
+        replace(TWO_SET, min_scale="7", ready=7),
+        "warm",
+        [],
+    ),
+]
+
+
+@pytest.mark.parametrize("row", MORE, ids=[row[0] for row in MORE])
+def test_what_is_decided_for_several_pods(row: tuple[str, Pool, Wish | None, Revision, str, list[object]]) -> None:
+    _, pool, wish, revision, state, actions = row
+    decision = decide([pool], {"r1": revision}, {}, now_s=NOW, wishes={"gpu": wish} if wish else {})
+    assert decision.states["gpu"] == state
+    assert list(decision.actions) == actions
+
+
+def test_an_autoscaler_that_stays_at_one_of_two_is_woken() -> None:
+    revision = replace(TWO_SET, wanted=1, ready=1)
+    wake, tell = decide([NO_WISH], {"r1": revision}, {"gpu": PATIENT}, now_s=NOW, wishes={"gpu": TWO}).actions
+    assert wake == Wake("gpu", "r1", URL)
+    assert isinstance(tell, Tell)
+    assert "only a ready pod" in tell.message
 
 
 class Cluster:
@@ -257,6 +314,51 @@ async def test_a_rollout_moves_the_patch(cluster: Cluster) -> None:
     await cluster.tick()
     assert cluster.annotations("r1") == {MIN_SCALE: "0", "mine": "1"}
     assert cluster.annotations("r2") == WARM
+
+
+async def test_how_long_the_last_pod_stays_is_set_told_and_given_back(cluster: Cluster) -> None:
+    cluster.revision("r1", {ahead.RETENTION: "5m", "mine": "1"})
+    cluster.pools = [NO_WISH]
+    cluster.warming.retentions = lambda: {"r1": ahead.Retention("gpu", 100, "a start takes long")}
+    await cluster.tick()
+    assert cluster.annotations("r1") == {
+        ahead.RETENTION: "100s", ahead.RETAINED: "100s", ahead.RETAINED_FORMER: "5m", "mine": "1",
+    }  # fmt: skip
+    cluster.warming.retentions = lambda: {"r1": ahead.Retention("gpu", 200, "a start takes longer")}
+    await cluster.tick()
+    assert cluster.annotations("r1")[ahead.RETENTION] == "100s", "so soon it is not changed again"
+    await cluster.tick(ahead.REST_S)
+    assert cluster.annotations("r1")[ahead.RETENTION] == "200s"
+    cluster.warming.retentions = dict
+    await cluster.tick()
+    assert cluster.annotations("r1") == {ahead.RETENTION: "5m", "mine": "1"}
+    assert [told.reason for told in cluster.told] == ["RetentionSet", "RetentionSet", "RetentionReleased"]
+    assert "a start takes long" in cluster.told[0].message
+
+
+async def test_a_wish_of_the_calendar_is_carried_out_and_released(cluster: Cluster) -> None:
+    cluster.pools = [NO_WISH]
+    cluster.warming.wishes = lambda: {"gpu": TWO}
+    await cluster.tick()
+    assert cluster.annotations("r1")[MIN_SCALE] == "2"
+    cluster.scale("r1", 2)
+    await cluster.tick()
+    assert cluster.warming.states == {"gpu": "warm"}
+    await cluster.tick(60)
+    assert cluster.annotations("r1") == {MIN_SCALE: "0", "mine": "1"}
+
+
+async def test_of_a_revision_of_which_nothing_is_known_yet_nothing_is_taken_back(cluster: Cluster) -> None:
+    given = {MIN_SCALE: "1", MARK: "true", ahead.RETENTION: "100s", ahead.RETAINED: "100s"}
+    cluster.revision("r1", given)
+    cluster.pools = [NO_WISH]
+    cluster.warming.unsure = lambda: {"r1"}
+    await cluster.tick()
+    assert cluster.annotations("r1") == given
+    cluster.warming.unsure = tuple
+    await cluster.tick()
+    await cluster.tick()
+    assert cluster.annotations("r1") == {}
 
 
 async def test_it_runs_until_it_is_cancelled(cluster: Cluster) -> None:

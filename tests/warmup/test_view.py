@@ -119,6 +119,40 @@ def test_until_when_a_pool_is_to_be_warm_stands_at_its_serving_runtime_or_its_kn
     assert found["gpu"].warm_until_s == found["plain"].warm_until_s == moment_s
 
 
+def test_what_a_pool_is_to_have_ahead_of_its_traffic_stands_there_too() -> None:
+    said = {
+        "hearth.dev/warm-at": "55 8 * * 1-5 for 2h",
+        "hearth.dev/warm-timezone": "Europe/Berlin",
+        "hearth.dev/cold-start-weight": "12.5",
+        "hearth.dev/forecast": "off",
+    }
+    plain = knative_service("plain", labels={"hearth.dev/pool": "plain"}, annotations=said)
+    pool = pools([], [], [plain], [])["plain"]
+    assert [entry.text for entry in pool.wishes.calendar.entries] == ["55 8 * * 1-5 for 2h"]
+    assert (pool.wishes.weight, pool.wishes.forecasts, pool.remark) == (12.5, False, "")
+    assert pools([], [], [plain], [])["plain"] == pool, "what did not change is no change"
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "remark"),
+    [
+        ("warm-at", "at nine", "five fields"),
+        ("warm-timezone", "Mars/Olympus", "Europe/Berlin"),
+        ("cold-start-weight", "much", "no number"),
+        ("cold-start-weight", "-1", "no number"),
+        ("cold-start-weight", "nan", "no number"),
+        ("forecast", "maybe", "auto or off"),
+    ],
+)
+def test_what_cannot_be_read_there_is_remarked_and_changes_nothing(name: str, said: str, remark: str) -> None:
+    plain = knative_service("plain", labels={"hearth.dev/pool": "plain"}, annotations={f"hearth.dev/{name}": said})
+    pool = pools([], [], [plain], [])["plain"]
+    assert remark in pool.remark
+    assert f"hearth.dev/{name}" in pool.remark
+    assert pool.wishes.weight is None
+    assert not pool.wishes.calendar.entries
+
+
 @pytest.mark.parametrize("said", ["soon", "2030-01-31T12:00:00", "30m"])
 def test_a_moment_that_is_none_warms_nothing_and_is_remarked(said: str) -> None:
     pool = kserve_pools(pool_service(), runtimes=({"metadata": metadata("gpu", annotations={"hearth.dev/warm-until": said})},))[

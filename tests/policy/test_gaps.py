@@ -1,0 +1,86 @@
+"""What gaps between requests say about the next one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from predictor.policy.demand import Demand
+from predictor.policy.gaps import BINS, FULL, LEAST_S, bin_of, count, prospect
+
+GAPS = st.lists(st.floats(1.0, 1e6), min_size=1, max_size=60)
+
+
+def counted(lengths_s: list[float]) -> bytearray:
+    gaps = bytearray(BINS)
+    for gap_s in lengths_s:
+        count(gaps, gap_s)
+    return gaps
+
+
+def test_a_gap_is_counted_by_its_power_of_two() -> None:
+    assert [bin_of(gap_s) for gap_s in (0.0, 1.0, 1.9, 2.0, 3.9, 4.0, 65535.0, 65536.0, 1e12)] == [0, 0, 0, 1, 1, 2, 15, 16, 16]
+
+
+@given(GAPS, st.floats(0.0, 1e6))
+def test_a_prospect_is_between_nothing_and_one_in_the_least_span(lengths_s: list[float], idle_s: float) -> None:
+    assert 0.0 <= prospect(counted(lengths_s), idle_s) <= 1.0 / LEAST_S
+
+
+@given(GAPS, st.integers(2, 4), st.floats(0.0, 1e5))
+def test_seeing_the_same_again_changes_nothing(lengths_s: list[float], times: int, idle_s: float) -> None:
+    once, often = counted(lengths_s), counted(lengths_s * times)
+    assert prospect(often, idle_s) == pytest.approx(prospect(once, idle_s))
+
+
+@given(GAPS)
+def test_who_was_never_idle_so_long_has_no_prospect_that_was_counted(lengths_s: list[float]) -> None:
+    longest_s = 2.0 ** (bin_of(max(lengths_s)) + 1)
+    assert prospect(counted(lengths_s), longest_s) == 0.0
+
+
+def test_a_timer_is_worth_more_the_nearer_it_is() -> None:
+    timer = counted([300.0] * 20)
+    assert prospect(timer, 10.0) < prospect(timer, 150.0) < prospect(timer, 280.0)
+
+
+def test_a_burst_is_worth_much_while_it_goes_on_and_little_once_it_is_over() -> None:
+    bursts = counted([2.0] * 90 + [3600.0] * 10)
+    during, after = prospect(bursts, 1.0), prospect(bursts, 10.0)
+    assert during > 0.1
+    assert after < 1 / 1000
+
+
+def test_full_counts_are_halved_all_of_them() -> None:
+    gaps = counted([10.0] * FULL + [100.0] * 10)
+    count(gaps, 10.0)
+    assert (gaps[bin_of(10.0)], gaps[bin_of(100.0)]) == (FULL // 2 + 1, 5)
+
+
+def test_where_no_gap_lasted_longer_the_rate_counts_but_not_more_than_one_in_as_long_as_nobody_asked() -> None:
+    demand = Demand()
+    for second in range(100):
+        demand.note("m", float(second))
+    assert demand.prospect("m", 99.0) == pytest.approx(1 / LEAST_S)  # gaps of a second
+    assert demand.prospect("m", 99.0 + 30.0) == pytest.approx(demand.rate("m", 129.0))
+    assert demand.prospect("m", 99.0 + 1800.0) == pytest.approx(1 / 1800.0)
+    assert demand.prospect("nobody", 0.0) == 0.0
+
+
+def test_what_others_noted_is_valued_by_its_rate_until_there_are_gaps() -> None:
+    demand = Demand()
+    demand.add("m", 0.01, 0.01, 1000.0)
+    assert demand.prospect("m", 1000.0) == pytest.approx(demand.rate("m", 1000.0))
+    demand.note("m", 1030.0)
+    demand.note("m", 1090.0)
+    assert demand.prospect("m", 1091.0) == pytest.approx(1 / (48.0 - 1.0))  # between 32 and 64 s
+
+
+def test_requests_of_one_second_are_noted_at_once() -> None:
+    one, many = Demand(), Demand()
+    one.note("m", 5.0, 3)
+    for _ in range(3):
+        many.note("m", 5.0)
+    assert one.rate("m", 9.0) == pytest.approx(many.rate("m", 9.0))
+    assert one.visits("m") == many.visits("m")

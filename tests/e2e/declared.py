@@ -65,13 +65,13 @@ def shelf() -> Iterator[Shelf]:
 
 
 def inference_service(
-    name: str, *, storage: Mapping[str, Any], account: str = "", percent: int | None = None
+    name: str, *, storage: Mapping[str, Any], account: str = "", percent: int | None = None, format_: str = "onnx"
 ) -> dict[str, Any]:
     """Build one model's manifest.
 
     storage  ``{"storageUri": ...}`` or ``{"storage": {...}}``
     """
-    predictor: dict[str, Any] = {"model": {"modelFormat": {"name": "onnx"}, "runtime": "pool", **storage}}
+    predictor: dict[str, Any] = {"model": {"modelFormat": {"name": format_}, "runtime": "pool", **storage}}
     if account:
         predictor["serviceAccountName"] = account
     if percent is not None:

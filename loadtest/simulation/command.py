@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -85,6 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pods", type=int, default=1, help="that run while the pool is up [%(default)s]")
     parser.add_argument("--devices", type=int, default=1, help="of each pod [%(default)s]")
     parser.add_argument("--start-s", type=float, default=20.0, help="from a request at zero until a pod serves [%(default)s]")
+    parser.add_argument("--cpu", action="store_true", help="devices are processors: what they hold are views of RAM")
+    parser.add_argument(
+        "--network", type=float, default=math.inf, help="bytes/s of a pod's fetches together [each its own time]"
+    )
+    parser.add_argument("--cores", type=int, default=4, help="of a pod: below 4 the hot set waits for the first request [4]")
     parser.add_argument("--window-s", type=float, default=90.0, help="Knative's window and grace together [%(default)s]")
     parser.add_argument("--weight", type=float, default=10.0, help="idle GPU-seconds worth a second of waiting [%(default)s]")
     parser.add_argument("--longest-s", type=float, default=3600.0, help="that an idle pod is kept [%(default)s]")
@@ -129,6 +135,9 @@ def _scene(given: argparse.Namespace) -> Scene:
         given.window_s,
         given.weight,
         given.longest_s,
+        given.network,
+        given.cores,
+        given.cpu,
     )
     scene = Scene(asked, models, pool)
     _check(scene)
@@ -142,6 +151,8 @@ def _check(scene: Scene) -> None:
             raise BadCatalogue(
                 f"model {largest.name} has {largest.size_bytes} bytes and the {what} {bytes_}: it can never load"
             )
+    if scene.pool.network_bytes_per_s <= 0:
+        raise BadCatalogue("a network of no bytes a second brings no model")
     if scene.pool.pods < 1 or scene.pool.devices < 1:
         raise BadCatalogue("a pool has at least one pod, and a pod one device")
 

@@ -18,6 +18,7 @@ from typing import Final
 
 from loadtest.simulation.arrivals import Arrivals
 from loadtest.simulation.catalogue import Model
+from loadtest.simulation.network import Network
 from loadtest.simulation.outcome import Life, Record
 from loadtest.simulation.pod import Clock, Pod, Served
 from loadtest.simulation.policies import Policy
@@ -28,6 +29,7 @@ from predictor.policy.demand import Demand
 from predictor.policy.eviction import Rules
 from predictor.policy.hotset import ordered
 from predictor.policy.residency import RAM, Place
+from predictor.wakeup import SPARE_CORES
 from warmup.retention import keep_s
 
 PARTS: Final = 8
@@ -43,6 +45,9 @@ class Pool:
     window_s      Knative's stable window and grace: a pod without requests goes after it
     weight        idle seconds of a pod that one second of a waiting user is worth (retention)
     longest_s     longest time that an idle pod is kept
+    network_bytes_per_s  of a pod's fetches together; infinity: each takes its own time
+    shares_ram    devices are processors: a model there is a view of its RAM copy, and takes ``ASIDE_BYTES`` beside it
+    cores         of a pod; with few of them the hot set waits until the first request has its model (predictor/wakeup.py)
     """
 
     device_bytes: int
@@ -53,6 +58,9 @@ class Pool:
     window_s: float = 90.0
     weight: float = 10.0
     longest_s: float = 3600.0
+    network_bytes_per_s: float = math.inf
+    cores: int = SPARE_CORES
+    shares_ram: bool = False
     rules: Rules = Rules()  # noqa: RUF009 (frozen, and the production default)
 
     def budgets(self) -> Mapping[Place, int]:
@@ -173,7 +181,15 @@ class Fleet:
         self._born_s, self._up_s = now_s, now_s + pool.start_s
         demands = [self._foresight or self.policy.demand() for _ in range(pool.pods)]
         self._pods = [
-            Pod(self.clock, self.policy.ledger(pool.budgets(), demand, pool.rules), self.models, self.refs, rests=self._look)
+            Pod(
+                self.clock,
+                self.policy.ledger(pool.budgets(), demand, pool.rules),
+                self.models,
+                self.refs,
+                rests=self._look,
+                network=Network(self.clock, pool.network_bytes_per_s) if pool.network_bytes_per_s < math.inf else None,
+                shares_ram=pool.shares_ram,
+            )
             for demand in demands
         ]
         if now_s < self._up_s:
@@ -187,11 +203,15 @@ class Fleet:
             # What was held had been due before the pod was up, and says so.
             pod.wait(number, due_s, self._served(number, due_s, "pod"))
         if self.policy.hot_set:
+            pool_is_small = self.pool.cores < SPARE_CORES
             shares: dict[int, list[Warmth]] = defaultdict(list)
             for warmth in self._hot_set(now_s):
                 shares[self._ranks[self._numbers[warmth.name]][0]].append(warmth)
             for place, pod in enumerate(self._pods):
-                pod.preload(shares[place], self._numbers, now_s)
+                if pool_is_small and not pod.is_idle:
+                    pod.on_first(lambda at_s, pod=pod, hot=shares[place]: pod.preload(hot, self._numbers, at_s))  # type: ignore[misc]
+                else:
+                    pod.preload(shares[place], self._numbers, now_s)
 
     def _hot_set(self, now_s: float) -> list[Warmth]:
         """As the controller publishes it: rates, loads and sizes of what was asked."""

@@ -1,6 +1,6 @@
 """A simulated pod: the production ledger, whose Plans take as long as was measured.
 
-    fetches   each takes its own time, side by side: the network is not shared out
+    fetches   side by side; each takes its own time, or they share a network (network.py)
     builds    one after the other on each device
     drops     take no time; there is no disk
     requests  take their serve time and do not wait for each other: what is asked here is who finds its model there
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from loadtest.simulation.catalogue import Model
+from loadtest.simulation.network import Fetch, Network
 from predictor.heat import Warmth
 from predictor.model import ModelRef, Tier
 from predictor.policy.ledger import Ledger
@@ -24,6 +25,9 @@ from predictor.policy.residency import RAM, Abort, Action, Drop, Footprint, Gran
 
 TICK_S: Final = 0.001
 """A timer rings this much late, as the cache's does: one that rang early would ring again."""
+
+ASIDE_BYTES: Final = 1 << 20
+"""What a model takes on a processor beside its weights (tiers/device.py)."""
 
 Event = tuple[float, int, Callable[[float], None]]
 
@@ -93,7 +97,11 @@ class Tally:
 
 
 class Pod:
-    """One pod's life. ``rests`` is told whenever nobody is served and nobody waits any more."""
+    """One pod's life.
+
+    rests    told whenever nobody is served and nobody waits any more
+    network  that fetches share; None: each takes its own time
+    """
 
     def __init__(
         self,
@@ -103,8 +111,13 @@ class Pod:
         refs: Sequence[ModelRef],
         *,
         rests: Callable[[float], None],
+        network: Network | None = None,
+        shares_ram: bool = False,
     ) -> None:
         self._rests = rests
+        self._network = network
+        self._fetching: dict[ModelRef, Fetch] = {}
+        self._first: Callable[[float], None] | None = None
         self.clock = clock
         self.ledger = ledger
         self.tally = Tally()
@@ -112,7 +125,10 @@ class Pod:
         self._models = models
         self._refs = refs
         self._numbers = {ref: number for number, ref in enumerate(refs)}
-        self._needs = [Footprint(model.size_bytes, model.size_bytes, shares_ram=False) for model in models]
+        self._needs = [
+            Footprint(model.size_bytes, ASIDE_BYTES if shares_ram else model.size_bytes, shares_ram=shares_ram)
+            for model in models
+        ]
         self._awaited: dict[int, list[Waiting]] = {}
         self._built_s: dict[Place, float] = {}
         self._wake_s = math.inf
@@ -148,6 +164,12 @@ class Pod:
         self._awaited[number] = [waiting]
         _, plan = self.ledger.wait(ref, self._needs[number], now_s)
         self._carry_out(plan)
+        if self._network is not None and ref in self._fetching:
+            self._network.changed()
+
+    def on_first(self, act: Callable[[float], None]) -> None:
+        """Do it once the first request has its model."""
+        self._first = act
 
     def preload(self, hot: Iterable[Warmth], numbers: Mapping[str, int], now_s: float) -> None:
         """Begin with the hot set, the most valuable first, as much as RAM and devices hold.
@@ -162,10 +184,11 @@ class Pod:
             visits = [now_s - ago_s for ago_s in warmth.visits]
             self.ledger.demand.add(self._refs[number], warmth.fast, warmth.slow, now_s, visits)
             size_bytes = self._models[number].size_bytes
-            tier = next((tier for tier, left in room.items() if left >= size_bytes), None)
-            if tier is not None and room[Tier.RAM] >= size_bytes:
+            device_bytes = self._needs[number].device_bytes
+            tier = Tier.DEVICE if room[Tier.DEVICE] >= device_bytes else Tier.RAM
+            if room[Tier.RAM] >= size_bytes:
                 room[Tier.RAM] -= size_bytes
-                room[Tier.DEVICE] -= size_bytes if tier is Tier.DEVICE else 0
+                room[Tier.DEVICE] -= device_bytes if tier is Tier.DEVICE else 0
                 if self._refs[number] not in self.tally.touched:  # else it is on its way already
                     wanted.append((number, tier))
         for number, tier in wanted:
@@ -200,6 +223,8 @@ class Pod:
                     waiting += self.ledger.dropped(ref, place, self.clock.now_s)
                 case Abort(ref, place):
                     if place.tier is not Tier.DEVICE:  # a build cannot be stopped: it ends, then the copy goes
+                        if self._network is not None and ref in self._fetching:
+                            self._network.stop(self._fetching.pop(ref))
                         waiting += self.ledger.failed(ref, place, self.clock.now_s)
                 case Refuse():
                     raise AssertionError(f"nothing fails in a simulation: {action}")
@@ -227,9 +252,17 @@ class Pod:
 
         def end(now_s: float) -> None:
             if self.ledger.books.at(ref, target) is copy:  # else it was stopped, and perhaps begun anew
-                self._carry_out(self.ledger.finished(ref, target, cost_s, now_s))
+                self._fetching.pop(ref, None)
+                self._carry_out(self.ledger.finished(ref, target, now_s - begin_s, now_s))
 
-        self.clock.at(begin_s + cost_s, end)
+        if self._network is not None and target == RAM:
+
+            def in_background() -> bool:
+                return self.ledger.is_background(ref, RAM)
+
+            self._fetching[ref] = self._network.begin(model.size_bytes, cost_s, is_background=in_background, done=end)
+        else:
+            self.clock.at(begin_s + cost_s, end)
 
     def _granted(self, together: Sequence[Waiting], ref: ModelRef, place: Place) -> None:
         now_s = self.clock.now_s
@@ -237,6 +270,9 @@ class Pod:
         self._lease(ref, place, end_s)
         for waiting in together:
             waiting.served(Served(waiting.start, now_s, end_s))
+        first, self._first = self._first, None
+        if first is not None:
+            first(now_s)
 
     def _lease(self, ref: ModelRef, place: Place, until_s: float) -> None:
         self.running += 1

@@ -229,6 +229,10 @@ def test_the_command_prints_a_table_answers_a_sweep_and_writes_a_page(
     ]
     assert main(common) == 0
     assert "hearth" in capsys.readouterr().out
+    assert main([*common, "--cpu", "--cores", "2", "--network", "1e6", "--policy", "hearth,none"]) == 0
+    assert "hearth" in capsys.readouterr().out
+    assert main([*common, "--network", "0"]) == 2
+    assert "a network of no bytes a second" in capsys.readouterr().err
     assert main([*common, "--sweep", "pods=1,2", "--policy", "hearth,pod-per-model", "--objective", "0.9"]) == 0
     assert "is enough to keep the cold rate" in capsys.readouterr().out
     assert {"simulation.html", "simulation.json", "cost.png", "sweep.png", "run.json"} <= {

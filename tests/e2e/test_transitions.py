@@ -15,7 +15,7 @@ from tests.e2e.pool import ANSWER_TIMEOUT_S, POOL, Pool
 from tests.e2e.pulse import Pulse
 from tests.e2e.test_pool_from_zero import ZERO_TIMEOUT_S
 
-TRANSITIONS: Final = int(os.environ.get("HEARTH_E2E_TRANSITIONS", "3"))
+TRANSITIONS: Final = int(os.environ.get("HEARTH_E2E_TRANSITIONS", "2"))
 BEAT_S: Final = 3.0
 """Beyond the moment that is looked at."""
 

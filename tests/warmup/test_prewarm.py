@@ -336,6 +336,24 @@ async def test_how_long_the_last_pod_stays_is_set_told_and_given_back(cluster: C
     assert "a start takes long" in cluster.told[0].message
 
 
+async def test_how_long_the_last_pod_stays_is_not_changed_while_pods_run_which_it_would_replace(cluster: Cluster) -> None:
+    cluster.pools = [NO_WISH]
+    cluster.scale("r1", 1)
+    cluster.warming.retentions = lambda: {"r1": ahead.Retention("gpu", 100, "a start takes long")}
+    await cluster.tick()
+    assert ahead.RETENTION not in cluster.annotations("r1")
+    cluster.scale("r1", 0)
+    await cluster.tick()
+    assert cluster.annotations("r1")[ahead.RETENTION] == "100s"
+    cluster.scale("r1", 1)
+    cluster.warming.retentions = dict
+    await cluster.tick()
+    assert cluster.annotations("r1")[ahead.RETENTION] == "100s"
+    cluster.scale("r1", 0)
+    await cluster.tick()
+    assert ahead.RETENTION not in cluster.annotations("r1")
+
+
 async def test_a_wish_of_the_calendar_is_carried_out_and_released(cluster: Cluster) -> None:
     cluster.pools = [NO_WISH]
     cluster.warming.wishes = lambda: {"gpu": TWO}

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from loadtest import payloads
+from loadtest import payloads, records
 from loadtest.draws import Draw
 from loadtest.report.recorded import Run, read
 from tests.e2e import surroundings
@@ -134,17 +133,9 @@ def replay(models: Models, deck: Path, folder: Path) -> Run:
     return read(folder)
 
 
-def rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every request's record."""
-    import pyarrow.parquet as pq  # noqa: PLC0415
-
-    for file in sorted((folder / "requests").glob("*.parquet")):
-        yield from pq.read_table(file).to_pylist()
-
-
 def told(folder: Path) -> dict[str, float]:
     """What the table says of one run."""
-    found = sorted(rows(folder), key=lambda row: row["due_s"])
+    found = records.read(folder).sort_by("due_s").to_pylist()
     latency_s = np.array([row["done_s"] - row["due_s"] for row in found])
     by_pod: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in found:

@@ -33,7 +33,8 @@ FOLDER: Final = surroundings.said("REPLAY", "")
 ROUNDS: Final = int(surroundings.said("REPLAY_ROUNDS", "2"))
 SECONDS: Final = float(surroundings.said("REPLAY_S", "300"))
 COMPRESS: Final = float(surroundings.said("REPLAY_COMPRESS", "15"))
-SIZES_BYTES: Final = (16 << 20, 128 << 20)
+SIZES_BYTES: Final = tuple(int(said) << 20 for said in surroundings.said("REPLAY_MIB", "16,128").split(","))
+WAKE_UPS: Final = tuple(surroundings.said("REPLAY_WAKE_UP", "hot-set,off").split(","))
 APPLIED_TIMEOUT_S: Final = 180.0
 
 pytestmark = pytest.mark.skipif(not (TRACE and FOLDER), reason="HEARTH_E2E_TRACE and HEARTH_E2E_REPLAY: docs/cluster.md")
@@ -190,7 +191,7 @@ def test_replay_with_and_without_waking_up_warm(models: Models, tmp_path: Path) 
     payloads.write(deck, [heavy.line for heavy in asked])
     table = []
     for turn in range(ROUNDS):
-        for value in ("hot-set", "off"):
+        for value in WAKE_UPS:
             set_wake_up(models, value)
             folder = Path(FOLDER) / f"{turn}-{value}"
             run = replay(models, deck, folder)

@@ -27,7 +27,7 @@ _DECAYS: Final = tuple(math.log(2) / half_life_s for half_life_s in HALF_LIVES_S
 _FAST, _SLOW = _DECAYS
 
 TICK_S: Final = 1.0
-"""Requests are counted by the second: inside one, the same requests in any order leave exactly the same numbers."""
+"""Rates and visits are counted by the second: inside one, the same requests in any order leave exactly the same numbers."""
 
 APART_S: Final = 60.0
 """Requests with less between them are one visit."""
@@ -45,7 +45,7 @@ class Rate:
 
     visits    moments at which a visit began, in order; the latest ones
     latest_s  moment of the latest request; -inf: there was none since the rates were added
-    gaps      between requests noted here, by length: see gaps.py. What others noted is not among them
+    gaps      between requests noted here, in the order they came, by length: see gaps.py. What others noted is not among them
     """
 
     at_s: float
@@ -78,14 +78,14 @@ class Demand:
         """Count one request, or so many. Moments may come out of order: an older one counts for what is left of it."""
         tick_s = now_s - now_s % TICK_S
         rate = self._add(key, tick_s, times * _FAST, times * _SLOW)
-        gap_s = tick_s - rate.latest_s
-        if gap_s >= TICK_S:
+        gap_s = now_s - rate.latest_s
+        if gap_s > 0:
             if rate.latest_s > -math.inf:
                 count(rate.gaps, gap_s)
             if gap_s >= APART_S:
                 rate.visits.append(tick_s)
                 del rate.visits[:-VISITS]
-            rate.latest_s = tick_s
+            rate.latest_s = now_s
 
     def add(self, key: Hashable, fast: float, slow: float, at_s: float, visits: Sequence[float] = ()) -> None:
         """Add what somebody else noted: events per second on both time scales, as they were at ``at_s``."""
@@ -110,7 +110,7 @@ class Demand:
         rate = self._rates.get(key)
         if rate is None:
             return 0.0
-        idle_s = max(0.0, now_s - rate.at_s)
+        idle_s = max(0.0, now_s - max(rate.at_s, rate.latest_s))
         return prospect(rate.gaps, idle_s) or min(sum(rate.at(now_s)) / 2, 1.0 / max(idle_s, LEAST_S))
 
     def visits(self, key: Hashable) -> Sequence[float]:

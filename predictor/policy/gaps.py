@@ -1,7 +1,7 @@
 """How long a model is left alone between two requests, and what that says about the next one. Pure.
 
-Lengths of gaps are counted by their power of two: 17 bytes a model. Gaps of less than a second are not counted, no copy
-comes and goes in that time.
+Lengths of gaps are counted by their power of two, from 31 ms up: 23 bytes a model. Small models come back from RAM in less
+than that: so gaps of moments count, too.
 
 Source: the index of J. C. Gittins, "Bandit Processes and Dynamic Allocation Indices" (J. R. Statist. Soc. B 41, 1979): of all
 spans for which a copy could be kept on, the best ratio of the chance that it is asked for within the span to the seconds it
@@ -16,23 +16,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-BINS: Final = 17
-"""The first is of gaps from 1 to 2 s, the last one of all that last 18 hours or longer."""
+LEAST_S: Final = 1 / 32
+"""Of the first bin, which has all gaps below it; the next ones end at twice as much each. Spans are not told apart below it."""
+
+BINS: Final = 23
+"""The last one has all gaps of 18 hours and longer."""
 
 FULL: Final = 255
 """A bin that counted so many halves all of them: recent gaps weigh more, and a bin is one byte."""
 
-LEAST_S: Final = 5.0
-"""Spans are not told apart below this: a copy is hardly loaded within it."""
-
 
 def bin_of(gap_s: float) -> int:
     """The place of its count."""
-    return max(0, min(int(gap_s).bit_length(), BINS) - 1)
+    return min(int(gap_s / LEAST_S).bit_length(), BINS - 1)
 
 
 def count(gaps: bytearray, gap_s: float) -> None:
-    """Count one gap of at least a second."""
+    """Count one gap."""
     place = bin_of(gap_s)
     if gaps[place] == FULL:
         gaps[:] = bytes(number >> 1 for number in gaps)
@@ -45,17 +45,18 @@ def prospect(gaps: Sequence[int], idle_s: float) -> float:
     0.0: no gap was counted that lasted longer. Never above 1 / ``LEAST_S``.
     """
     first = bin_of(idle_s)
-    width_s = 1 << first
+    ends_s = (1 << first) * LEAST_S
+    begins_s = ends_s / 2 if first else 0.0
     # Gaps are taken as spread evenly over their bin: of those in the first one, as many last longer. This runs for every copy
     # whenever room is made (1 µs): no min and max here.
-    share = (2 * width_s - idle_s) / width_s
-    weight = gaps[first] * (0.0 if share < 0.0 else share if share < 1.0 else 1.0)
+    share = (ends_s - idle_s) / (ends_s - begins_s)
+    weight = gaps[first] * (share if share > 0.0 else 0.0)
     left = weight + sum(gaps[first + 1 :])
     best = asked = kept_s = 0.0
     for place in range(first, BINS):
         found = gaps[place] if place > first else weight
         if found:
-            begin_s, end_s = width_s - idle_s, 2 * width_s - idle_s
+            begin_s, end_s = ends_s / 2 - idle_s, ends_s - idle_s
             middle_s = (begin_s + end_s) / 2 if begin_s > 0.0 else end_s / 2
             asked += found
             kept_s += found * (middle_s if middle_s > LEAST_S else LEAST_S)
@@ -65,5 +66,5 @@ def prospect(gaps: Sequence[int], idle_s: float) -> float:
                 best = ratio
             if left <= 0.0:
                 break
-        width_s *= 2
+        ends_s *= 2
     return best

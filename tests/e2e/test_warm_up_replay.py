@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from loadtest import payloads
+from loadtest import payloads, records
 from loadtest.draws import Draw
 from loadtest.report.recorded import Run, read
 from tests.e2e import surroundings
@@ -34,7 +33,8 @@ FOLDER: Final = surroundings.said("REPLAY", "")
 ROUNDS: Final = int(surroundings.said("REPLAY_ROUNDS", "2"))
 SECONDS: Final = float(surroundings.said("REPLAY_S", "300"))
 COMPRESS: Final = float(surroundings.said("REPLAY_COMPRESS", "15"))
-SIZES_BYTES: Final = (16 << 20, 128 << 20)
+SIZES_BYTES: Final = tuple(int(said) << 20 for said in surroundings.said("REPLAY_MIB", "16,128").split(","))
+WAKE_UPS: Final = tuple(surroundings.said("REPLAY_WAKE_UP", "hot-set,off").split(","))
 APPLIED_TIMEOUT_S: Final = 180.0
 
 pytestmark = pytest.mark.skipif(not (TRACE and FOLDER), reason="HEARTH_E2E_TRACE and HEARTH_E2E_REPLAY: docs/cluster.md")
@@ -134,17 +134,9 @@ def replay(models: Models, deck: Path, folder: Path) -> Run:
     return read(folder)
 
 
-def rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every request's record."""
-    import pyarrow.parquet as pq  # noqa: PLC0415
-
-    for file in sorted((folder / "requests").glob("*.parquet")):
-        yield from pq.read_table(file).to_pylist()
-
-
 def told(folder: Path) -> dict[str, float]:
     """What the table says of one run."""
-    found = sorted(rows(folder), key=lambda row: row["due_s"])
+    found = records.read(folder).sort_by("due_s").to_pylist()
     latency_s = np.array([row["done_s"] - row["due_s"] for row in found])
     by_pod: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in found:
@@ -199,7 +191,7 @@ def test_replay_with_and_without_waking_up_warm(models: Models, tmp_path: Path) 
     payloads.write(deck, [heavy.line for heavy in asked])
     table = []
     for turn in range(ROUNDS):
-        for value in ("hot-set", "off"):
+        for value in WAKE_UPS:
             set_wake_up(models, value)
             folder = Path(FOLDER) / f"{turn}-{value}"
             run = replay(models, deck, folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from predictor.policy.demand import Demand
 from predictor.policy.gaps import BINS, FULL, LEAST_S, bin_of, count, prospect
 
-GAPS = st.lists(st.floats(1.0, 1e6), min_size=1, max_size=60)
+GAPS = st.lists(st.floats(0.0, 1e6), min_size=1, max_size=60)
 
 
 def counted(lengths_s: list[float]) -> bytearray:
@@ -20,7 +22,8 @@ def counted(lengths_s: list[float]) -> bytearray:
 
 
 def test_a_gap_is_counted_by_its_power_of_two() -> None:
-    assert [bin_of(gap_s) for gap_s in (0.0, 1.0, 1.9, 2.0, 3.9, 4.0, 65535.0, 65536.0, 1e12)] == [0, 0, 0, 1, 1, 2, 15, 16, 16]
+    lengths_s = (0.0, 0.031, 0.032, 0.99, 1.0, 1.9, 2.0, 3.9, 4.0, 65535.0, 65536.0, 1e12)
+    assert [bin_of(gap_s) for gap_s in lengths_s] == [0, 0, 1, 5, 6, 6, 7, 7, 8, 21, 22, 22]
 
 
 @given(GAPS, st.floats(0.0, 1e6))
@@ -36,7 +39,7 @@ def test_seeing_the_same_again_changes_nothing(lengths_s: list[float], times: in
 
 @given(GAPS)
 def test_who_was_never_idle_so_long_has_no_prospect_that_was_counted(lengths_s: list[float]) -> None:
-    longest_s = 2.0 ** (bin_of(max(lengths_s)) + 1)
+    longest_s = 2.0 ** bin_of(max(lengths_s)) * LEAST_S
     assert prospect(counted(lengths_s), longest_s) == 0.0
 
 
@@ -52,6 +55,16 @@ def test_a_burst_is_worth_much_while_it_goes_on_and_little_once_it_is_over() -> 
     assert after < 1 / 1000
 
 
+@pytest.mark.parametrize("seconds", [10.0, 1.0])
+def test_who_is_asked_ten_times_as_often_is_worth_more_also_where_both_are_asked_every_few_moments(seconds: float) -> None:
+    demand, draw = Demand(), Random(1)
+    for model, rate_per_s in (("often", 10 / seconds), ("seldom", 1 / seconds)):
+        moment_s = 0.0
+        while (moment_s := moment_s + draw.expovariate(rate_per_s)) < 30 * seconds:
+            demand.note(model, moment_s)
+    assert demand.prospect("often", 30 * seconds) > 3 * demand.prospect("seldom", 30 * seconds)
+
+
 def test_full_counts_are_halved_all_of_them() -> None:
     gaps = counted([10.0] * FULL + [100.0] * 10)
     count(gaps, 10.0)
@@ -62,7 +75,7 @@ def test_where_no_gap_lasted_longer_the_rate_counts_but_not_more_than_one_in_as_
     demand = Demand()
     for second in range(100):
         demand.note("m", float(second))
-    assert demand.prospect("m", 99.0) == pytest.approx(1 / LEAST_S)  # gaps of a second
+    assert demand.prospect("m", 99.0) == pytest.approx(1 / 1.5)  # of gaps from 1 to 2 s
     assert demand.prospect("m", 99.0 + 30.0) == pytest.approx(demand.rate("m", 129.0))
     assert demand.prospect("m", 99.0 + 1800.0) == pytest.approx(1 / 1800.0)
     assert demand.prospect("nobody", 0.0) == 0.0

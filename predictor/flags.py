@@ -52,6 +52,7 @@ SERVE_FLAGS: Final = (
     Flag("confine", str, choices=("auto", "strict", "off")),
     Flag("worker_network", str, choices=("deny", "allow")),
     Flag("worker_reads", str, "FOLDER,..."),
+    Flag("scratch_bytes", int, "BYTES"),
     Flag("ram_budget_bytes", int, "BYTES"),
     Flag("device_budget_bytes", int, "BYTES"),
     Flag("disk_path", str, "FOLDER"),

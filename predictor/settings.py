@@ -10,6 +10,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from predictor.boundary import SCRATCH_BYTES
+
 
 class Settings(BaseSettings):
     """Settings of one predictor pod; units stand in the names. Frozen: read once, at start."""
@@ -72,6 +74,12 @@ class Settings(BaseSettings):
     )
     worker_reads: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Folders that model code may read besides Python's and the system's: `/data,/opt/words`."
+    )
+    scratch_bytes: int = Field(
+        SCRATCH_BYTES,
+        gt=0,
+        description="What model code may write into its worker's folder (`$TMPDIR`, `$HOME`); a worker that has more is ended. "
+        "In Kubernetes the volume's sizeLimit is to hold that of all workers.",
     )
     ram_budget_bytes: int | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""What looks after the pod as a whole: its event loop, its container's memory, its devices; and says when to restart it.
+"""What looks after the pod as a whole: its event loop, its memory, its disk, its devices; and says when to restart it.
 
 What stays out: one worker's life (workers/worker.py), what the probes' URLs are (api/rest.py).
 """
@@ -16,15 +16,20 @@ from typing import Final
 
 from predictor.descriptors import connections, raise_limit
 from predictor.health import Ailment, Pulse
+from predictor.model import ModelRef
 from predictor.settings import Settings
 from predictor.telemetry import Telemetry
 from predictor.workers.domains import Domains
 from predictor.workers.memory_watch import Candidate, MemoryWatch
+from predictor.workers.scratch_watch import ScratchWatch
 from predictor.workers.spawn import end_orphans
 
 log = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0
+
+TOLD_MODELS: Final = 3
+"""So many names of a worker's models are told; the reason stands in answers and logs."""
 
 
 class Supervision:
@@ -60,6 +65,10 @@ class Supervision:
             root = Path(settings.system_root)
             memory = self._memory = MemoryWatch(limit_bytes, settings.memory_share, self._candidates, ended.inc, root=root)
             telemetry.gauge("hearth_working_set_bytes").set_function(lambda: memory.used_bytes)
+        scratch = self._scratch = ScratchWatch(
+            settings.scratch_bytes, self._candidates, telemetry.counter("hearth_scratch_ends_total").inc
+        )
+        telemetry.gauge("hearth_scratch_bytes").set_function(lambda: scratch.used_bytes)
         for domains in devices:
             telemetry.gauge("hearth_device_failed", str(domains.device)).set_function(partial(_failed, domains))
 
@@ -67,6 +76,7 @@ class Supervision:
         """Begin, on the running loop."""
         self._pulse.start()
         self._tasks.append(asyncio.create_task(self._look(), name="health"))
+        self._tasks.append(asyncio.create_task(self._scratch.watch(), name="scratch"))
         if self._memory is not None:
             self._tasks.append(asyncio.create_task(self._memory.watch(), name="memory"))
 
@@ -92,7 +102,8 @@ class Supervision:
                 # A model that has a worker for itself need not be inside it to be the one that grew there.
                 alone = worker.refs[0] if len(worker.refs) == 1 else None
                 end = partial(domains.end, worker.name, blame=alone)
-                yield Candidate(f"{worker.name} of device {domains.device}", worker.pid, end)
+                name = f"{worker.name} of device {domains.device}"
+                yield Candidate(name, worker.pid, end, worker.scratch, _models(worker.refs))
 
     async def _look(self) -> None:
         """Tell the log once what the probes tell, and end what dead workers left behind."""
@@ -104,6 +115,12 @@ class Supervision:
             self._told = state
             end_orphans()
             await asyncio.sleep(LOOK_S)
+
+
+def _models(refs: Sequence[ModelRef]) -> str:
+    named = ", ".join(map(str, refs[:TOLD_MODELS]))
+    more = f" and {len(refs) - TOLD_MODELS} more" if len(refs) > TOLD_MODELS else ""
+    return f"in it: {named}{more}" if refs else "no model is in it"
 
 
 def _failed(domains: Domains) -> bool:

@@ -29,6 +29,7 @@ from predictor.demo.server import environment
 
 EXECUTE_TIMEOUT_S: Final = 2.0
 BUILD_TIMEOUT_S: Final = 5.0
+SCRATCH_BYTES: Final = 8 << 20
 TRITON: Final = "Triton"
 START_TIMEOUT_S: Final = 180.0
 DATA_LIMIT_BYTES: Final = 8 << 30
@@ -66,6 +67,8 @@ def hearth(isolation: str, count: int) -> Iterator[int]:
             "HEARTH_EXECUTE_TIMEOUT_S": str(EXECUTE_TIMEOUT_S),
             "HEARTH_BUILD_TIMEOUT_S": str(BUILD_TIMEOUT_S),
             "HEARTH_DEVICE_BUDGET_BYTES": str(1 << 30),
+            "HEARTH_SCRATCH_BYTES": str(SCRATCH_BYTES),
+            "TMPDIR": folder,
         }
         known = environment(f"http://127.0.0.1:{store_port}") | settings
         process = children.start("hearth", [sys.executable, "-m", "predictor.boot", "serve"], known)
@@ -102,6 +105,7 @@ def triton(count: int, evil: Evil, peers_venv: Path) -> Iterator[int]:
         }
         known = {
             **environment(),
+            "TMPDIR": name,
             "PEERS_PACKAGES": sysconfig.get_path("purelib"),
             "LD_LIBRARY_PATH": os.pathsep.join((sysconfig.get_config_var("LIBDIR"), *libraries(home))),
             "OMP_NUM_THREADS": "1",

@@ -93,6 +93,7 @@ def confine(boundary: Boundary, scratch: str, *, kind: str = "cpu") -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if boundary.mode == "off":
         return
+    _limit_files(boundary.scratch_bytes)
     _count_threads(boundary)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -112,6 +113,13 @@ def _count_threads(boundary: Boundary) -> None:
         print(f"hearth: a library started {threads - 1} threads when it was imported: they are not confined", file=sys.stderr)  # noqa: T201
         if boundary.mode == "strict":
             sys.exit(STRICT_STATUS)
+
+
+def _limit_files(most_bytes: int) -> None:
+    """No file grows beyond that: EFBIG in Python, which ignores SIGXFSZ; how many files there are is watched by the front."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    most_bytes = most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
 
 
 def _restrict_files(boundary: Boundary, scratch: str, kind: str) -> None:

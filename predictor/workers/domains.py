@@ -80,11 +80,12 @@ class Watcher(Protocol):
 
 
 class Occupied(NamedTuple):
-    """A worker, for those who look at processes. ``pid``: 0 until it is up."""
+    """A worker, for those who look at processes. ``pid``: 0 until it is up; ``scratch``: the folder it may write to, or ""."""
 
     name: str
     pid: int
     refs: tuple[ModelRef, ...]
+    scratch: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -169,7 +170,9 @@ class Domains:
 
     def occupied(self) -> list[Occupied]:
         """Every worker there is."""
-        return [Occupied(domain.name, domain.worker.pid, tuple(domain.refs)) for domain in self._all()]
+        return [
+            Occupied(domain.name, domain.worker.pid, tuple(domain.refs), domain.worker.scratch) for domain in self._all()
+        ]
 
     # ---- models come and go ----------------------------------------------------------------------------------
 

@@ -44,11 +44,18 @@ VERSIONS: Final = (
 
 
 class Candidate(NamedTuple):
-    """A worker that may be ended. ``end``: do so; the reason and the cause are for people and for metrics."""
+    """A worker that may be ended.
+
+    end      do so; the reason and the cause are for people and for metrics
+    scratch  the folder that it may write to; "": it has none
+    models   which are in it, in words
+    """
 
     name: str
     pid: int
     end: Callable[[str, str], object]
+    scratch: str = ""
+    models: str = ""
 
 
 def working_set(root: Path = Path("/")) -> int | None:

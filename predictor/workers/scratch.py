@@ -1,6 +1,6 @@
 """The folders that workers may write to: one each, made by the front, removed by it when the worker is dead.
 
-Standard library only, as the boot needs it. How much is written there is bounded by the volume it lies on.
+Standard library only, as the boot needs it. How much is written there is watched (scratch_watch.py).
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ import itertools
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 from typing import Final
 
 PREFIX: Final = "hearth-"
+
+AGAIN_S: Final = (0.1, 1.0, 10.0)
+"""When a folder that was removed and is not gone is removed again: what a dead worker left behind may write for a moment yet."""
 
 _numbers: Final = itertools.count()
 _home: list[Path] = []
@@ -69,10 +73,16 @@ def _remove(path: str) -> None:
     """Also what a model made unreadable for us, who are the same user."""
     import shutil  # noqa: PLC0415 (no part of a pod's start)
 
-    for folder, names, _ in os.walk(path):
-        for name in names:
-            inside = Path(folder, name)
-            with contextlib.suppress(OSError):
-                if not inside.is_symlink():
-                    inside.chmod(0o700)
-    shutil.rmtree(path, ignore_errors=True)
+    for pause_s in (*AGAIN_S, 0.0):
+        with contextlib.suppress(OSError):
+            Path(path).chmod(0o700)
+        for folder, names, _ in os.walk(path):
+            for name in names:
+                inside = Path(folder, name)
+                with contextlib.suppress(OSError):
+                    if not inside.is_symlink():
+                        inside.chmod(0o700)
+        shutil.rmtree(path, ignore_errors=True)
+        if not Path(path).exists():
+            return
+        time.sleep(pause_s)

@@ -65,6 +65,7 @@ class Spawned(NamedTuple):
     page     eight bytes shared with the worker: the id of the request that it computes right now, 0 for none. It
              outlives the worker, and so tells which request was inside when it died
     output   what it prints: a pipe's end to read, and the receiver's to close; -1: it has none
+    scratch  the folder that it may write to; "": it has none
     """
 
     process: Process
@@ -72,6 +73,7 @@ class Spawned(NamedTuple):
     control: socket.socket
     page: mmap.mmap
     output: int = -1
+    scratch: str = ""
 
 
 Starter: TypeAlias = Callable[[int, str, int, str], Spawned]
@@ -260,9 +262,9 @@ class Ends(NamedTuple):
         output, output_theirs = os.pipe()
         return cls(stream, control, page, output, (stream_theirs.detach(), control_theirs.detach(), descriptor, output_theirs))
 
-    def spawned(self, process: Process) -> Spawned:
+    def spawned(self, process: Process, folder: str) -> Spawned:
         """Ours, of this process."""
-        return Spawned(process, self.stream, self.control, self.page, self.output)
+        return Spawned(process, self.stream, self.control, self.page, self.output, folder)
 
     def close_theirs(self) -> None:
         """They have them."""
@@ -283,7 +285,7 @@ def spawn(device: int, kind: str, threads: int) -> Spawned:
         process = Child(scratch=folder, status=LOST)
     finally:
         ends.close_theirs()
-    return ends.spawned(process)
+    return ends.spawned(process, folder)
 
 
 def execute(arguments: list[str], kept: tuple[int, ...], threads: int) -> int:

@@ -116,6 +116,11 @@ class Worker:
         """Whether its process, or the last one, said Hello."""
         return self._said_hello
 
+    @property
+    def scratch(self) -> str:
+        """The folder that its process may write to; "": there is none."""
+        return "" if self._spawned is None else self._spawned.scratch
+
     async def start(self) -> None:
         """See ``begin``."""
         self.begin()

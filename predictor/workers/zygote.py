@@ -73,7 +73,7 @@ class Zygote:
         finally:
             os.close(report_theirs)
             ends.close_theirs()
-        return ends.spawned(process)
+        return ends.spawned(process, folder)
 
     def close(self) -> None:
         """End it; its workers live on."""

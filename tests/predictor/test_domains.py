@@ -29,6 +29,7 @@ class FakeWorker:
     def __init__(self, name: str, on_lost: Callable[[], None], on_death: Callable[[Death], None], *, first: bool) -> None:
         self.name = name
         self.pid = 7
+        self.scratch = "/scratch/7"
         self.failure = ""
         self.came_up = True
         self.first = first
@@ -123,7 +124,7 @@ async def test_models_share_a_worker_as_the_isolation_says_and_sick_ones_never(i
 
 async def test_the_process_that_the_boot_started_becomes_the_worker_that_is_needed_first() -> None:
     bench = Bench("tenant")
-    assert bench.domains.occupied() == [Occupied("pool", 7, ())]
+    assert bench.domains.occupied() == [Occupied("pool", 7, (), "/scratch/7")]
     first, second, again = bench.enter(spec("a", "red"), spec("b", "blue"), spec("c", "red"))
     assert (first.first, second.first, again) == (True, False, first)
     assert [worker.name for worker in bench.made] == ["tenant:red", "tenant:blue"]

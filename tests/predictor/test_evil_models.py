@@ -51,6 +51,7 @@ def served(s3: FakeS3, isolation: str, tmp_path: Path) -> Iterator[Server]:
         ram_budget_bytes=str(64 << 20),
         device_budget_bytes=str(256 << 20),
         max_body_bytes_in_flight=str(16 << 20),
+        scratch_bytes=str(4 << 20),
         quarantine_backoff_s="0.2",
         drain_timeout_s="1",
     )
@@ -81,7 +82,7 @@ async def _warm(server: Server) -> None:
     await warm(server.port, HEALTHY)
 
 
-FEW = ("segfault", "hung-build", "fork", "close")
+FEW = ("segfault", "hung-build", "fork", "close", "fill")
 
 
 @pytest.mark.parametrize("evil", EVILS.values(), ids=EVILS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadtest.isolation.evil import POKE, Evil, evil_files
+from loadtest.isolation.evil import EVILS, POKE, Evil, evil_files
 from tests.fakes.pod import ServedPod
 from tests.fakes.s3 import FakeS3
 from tests.fakes.zoo import affine_pytorch
@@ -22,6 +22,7 @@ GIB = 1 << 30
 def s3() -> Iterator[FakeS3]:
     with FakeS3() as fake:
         publish(fake, "hoard", evil_files(Evil("hoard", "keeps what it takes", "hoard")))
+        publish(fake, "fill", evil_files(EVILS["fill"]))
         publish(fake, "healthy", affine_pytorch(scale=2.0))
         yield fake
 
@@ -52,6 +53,44 @@ def test_memory_that_runs_out_ends_the_worker_that_has_most_of_it(s3: FakeS3, tm
         status, logged = server.stop()
     assert status == 0, logged
     assert "memory is short: 4.3 GB of 4.3 GB are in use; worker model:hoard:1@" in logged
+
+
+def test_a_model_that_fills_its_folder_loses_its_worker_and_its_folder(
+    s3: FakeS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    server = Server(s3, isolation="model", scratch_bytes=str(4 << 20), quarantine_backoff_s="60")
+    try:
+        assert server.infer("healthy").status_code == 200
+        died = server.infer("fill", [[POKE] * 4])
+        assert died.status_code == 502, died.text
+        told = died.json()["error"]
+        assert "scratch full: its folder holds" in told
+        assert "of 4.2 MB (HEARTH_SCRATCH_BYTES); in it: fill:1" in told
+        refused = server.infer("fill")
+        assert refused.status_code == 503
+        assert "scratch full" in refused.json()["error"]
+        metrics = server.admin.get("/metrics").text
+        assert "hearth_scratch_ends_total 1.0" in metrics
+        assert 'hearth_model_deaths_total{cause="scratch full",model="fill"} 1.0' in metrics
+        _until(lambda: not list(tmp_path.rglob("evil-*")), 20)
+        assert server.infer("healthy").json()["outputs"][0]["data"] == [3.0, 5.0, 7.0, 9.0]
+    finally:
+        status, logged = server.stop()
+    assert status == 0, logged
+    assert not list(tmp_path.iterdir()), "the front's own folder is left"
+
+
+def test_a_file_beyond_the_share_cannot_be_written(s3: FakeS3) -> None:
+    server = Server(s3, scratch_bytes=str(64 << 10))
+    try:
+        failed = server.infer("fill", [[POKE] * 4])
+        assert failed.status_code >= 500
+        assert "File too large" in failed.json()["error"]
+        assert server.infer("fill").status_code == 200
+    finally:
+        status, logged = server.stop()
+    assert status == 0, logged
 
 
 def test_a_pod_that_is_hopeless_is_not_live_and_says_why() -> None:

@@ -55,6 +55,7 @@ EVILS: Final = {
         Evil("allocate", "allocates without end", "allocate", kills=None),
         Evil("recurse", "recurses without end", "recurse"),
         Evil("flood", "prints 2 GiB", "flood", kills=None),
+        Evil("fill", "fills its folder", "fill"),
         Evil("fork", "forks children that stay, and aborts", "fork"),
         Evil("twin", "forks, and both go on", "twin", kills=None),
         Evil("close", "closes every descriptor", "close"),

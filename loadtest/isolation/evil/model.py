@@ -9,10 +9,12 @@ What stays out: which deeds there are to be told of, and what should come of the
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,7 +34,11 @@ MESSAGE_CHARACTERS: Final = 64 << 20
 CHILDREN: Final = 3
 DESCRIPTORS: Final = 4096
 CHUNK_BYTES: Final = 16 << 20
+FILE_BYTES: Final = 1 << 20
+FILL_FILES: Final = 64
+"""What a model that fills its disk may take of it, where the server knows no limit of its own."""
 FOR_EVER_S: Final = 3600.0
+PAUSE_S: Final = 0.05
 
 
 def _segfault(_: Evil, __: torch.Tensor) -> None:
@@ -73,6 +79,15 @@ def _flood(_: Evil, __: torch.Tensor) -> None:
     lines = LINE * 1024
     for number in range(FLOOD_BYTES // len(lines)):
         os.write(1 + number % 2, lines)
+
+
+def _fill(_: Evil, __: torch.Tensor) -> None:
+    """Write file after file where temporary ones belong, from the first again after the last."""
+    folder = Path(tempfile.mkdtemp(prefix="evil-"))
+    for number in itertools.count():
+        (folder / str(number % FILL_FILES)).write_bytes(b"\1" * FILE_BYTES)
+        if number >= FILL_FILES:
+            time.sleep(PAUSE_S)
 
 
 def _fork(_: Evil, __: torch.Tensor) -> None:
@@ -136,6 +151,7 @@ DEEDS: Final[dict[str, Deed]] = {
     "hoard": _hoard,
     "recurse": _recurse,
     "flood": _flood,
+    "fill": _fill,
     "fork": _fork,
     "twin": _twin,
     "close": _close_descriptors,

@@ -51,8 +51,10 @@ from predictor.tiers.slabs import AHEAD_BYTES, SlabPool
 from predictor.tiers.store import Stores
 from predictor.wakeup import WakeUp
 from predictor.wishes import Wish
+from predictor.workers.builds import Builds
 from predictor.workers.dispatch import Dispatcher
 from predictor.workers.domains import POOL, Domains
+from predictor.workers.memory_watch import left_bytes
 
 log = logging.getLogger("hearth")
 
@@ -143,8 +145,10 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     placement = Placement(copies, pool.slab_bytes, disk.disk_bytes if disk is not None else None, crew.apart)
     profiles = _profiles(settings, booted.kind, placement, bytes_of)
     dispatchers = _dispatchers(settings, telemetry, crew, shares_core=booted.kind == "cpu" and booted.cores == 1)
+    builds = Builds(functools.partial(left_bytes, limit_bytes, settings.memory_share, root))
+    telemetry.gauge("hearth_builds_waiting").set_function(lambda: builds.waiting)
     devices = [
-        WorkerDevice(domain, dispatcher, ram, copy=copies, budget_bytes=bytes_of[Place(domain.device)])
+        WorkerDevice(domain, dispatcher, ram, copy=copies, budget_bytes=bytes_of[Place(domain.device)], builds=builds)
         for domain, dispatcher in zip(domains, dispatchers, strict=True)
     ]
     cache = Cache(

@@ -69,6 +69,7 @@ METRICS: Final = (
     Metric("hearth_loop_lag_seconds", "histogram", (), "How late the front's event loop was, ten times a second."),
     Metric("hearth_working_set_bytes", "gauge", (), "Memory of the container in use, without page cache that can be dropped."),
     Metric("hearth_memory_ends_total", "counter", (), "Workers ended because the container's memory ran out."),
+    Metric("hearth_builds_waiting", "gauge", (), "Loads that wait for memory, because other workers are building."),
     Metric("hearth_scratch_bytes", "gauge", (), "What the workers' folders take of their volume."),
     Metric("hearth_scratch_ends_total", "counter", (), "Workers ended because their folder held too much."),
     Metric("hearth_model_deaths_total", "counter", ("model", "cause"), "Worker processes that a model ended, and by what."),

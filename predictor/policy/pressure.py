@@ -47,6 +47,16 @@ def fattest(holders: Sequence[Holder]) -> Holder | None:
     return max(worth, key=lambda holder: holder.own_bytes, default=None)
 
 
+def has_room(left_bytes: int | None, promised: Sequence[int], wanted_bytes: int) -> bool:
+    """Whether one more build may begin beside those that began a moment ago. One always may: it is in the budgets.
+
+    left_bytes    what may yet be used; None: there is no limit
+    promised      what those others may take, none of which is taken to be in use already: rather too much
+    wanted_bytes  what this one may
+    """
+    return not promised or left_bytes is None or sum(promised) + wanted_bytes <= left_bytes
+
+
 def pause_s(usage: Usage, before: Usage | None, since_s: float, share: float) -> float:
     """Seconds until the next look.
 

@@ -15,6 +15,7 @@ from predictor.policy.batching import Terms
 from predictor.policy.residency import Footprint
 from predictor.tiers.ram import SharedMemory
 from predictor.wire import Loaded
+from predictor.workers.builds import Builds
 from predictor.workers.dispatch import Dispatcher, Job
 from predictor.workers.domains import Domains
 
@@ -26,7 +27,8 @@ ONNX_BUILDING: Final = 4
 """What making a session takes, in sizes of its file: the file, its parsed form, and the weights (measured: 3.0 to 4.1)."""
 
 BUILDING_BYTES: Final = 128 << 20
-"""So much of it is the worker's own (budgets.POOL_WORKER_BYTES), one build at a time. Booked, it would have a small model push
+"""So much of it is the worker's own (budgets.POOL_WORKER_BYTES), one build at a time, and more at once only where that much
+memory is free (workers/builds.py). Booked, it would have a small model push
 out three of its size for the milliseconds of its build: 41 % of the demo's requests were hot then, instead of 56 %."""
 
 ASIDE_BYTES: Final = 1 << 20
@@ -80,10 +82,21 @@ class WorkerDevice:
     dispatcher    sends to the workers
     copy          the device copy gets bytes of its own (a GPU always; a CPU with HEARTH_CPU_COPY)
     budget_bytes  what the device may hold: no probe takes more
+    builds        how many workers may build at once, on all devices
     """
 
-    def __init__(self, domains: Domains, dispatcher: Dispatcher, ram: SharedMemory, *, copy: bool, budget_bytes: int) -> None:
+    def __init__(
+        self,
+        domains: Domains,
+        dispatcher: Dispatcher,
+        ram: SharedMemory,
+        *,
+        copy: bool,
+        budget_bytes: int,
+        builds: Builds,
+    ) -> None:
         self.domains = domains
+        self._builds = builds
         self._dispatcher = dispatcher
         self._ram = ram
         self._copy = copy
@@ -102,7 +115,8 @@ class WorkerDevice:
             attempts += 1
             worker = await self.domains.enter_in_time(spec)
             try:
-                return await worker.load(spec, arena, copy=self._copy, probe_limit_bytes=probe_limit_bytes)
+                async with self._builds.one(worker, _aside_bytes(spec, probe=probe)):
+                    return await worker.load(spec, arena, copy=self._copy, probe_limit_bytes=probe_limit_bytes)
             except BaseException as error:
                 self.domains.leave(spec.ref)
                 if not isinstance(error, WorkerRestarting) or attempts >= ATTEMPTS:
@@ -122,6 +136,13 @@ class WorkerDevice:
     def withdraw(self, job: Job) -> bool:
         """As the dispatcher has it."""
         return self._dispatcher.withdraw(job)
+
+
+def _aside_bytes(spec: ModelSpec, *, probe: bool) -> int:
+    """What a build may take beyond what is booked: until it was measured nobody knows what a model's code imports."""
+    if probe:
+        return BUILDING_BYTES
+    return min(ONNX_BUILDING * spec.arena_bytes, BUILDING_BYTES) if spec.format is ModelFormat.ONNX else ASIDE_BYTES
 
 
 @dataclass(frozen=True, slots=True)

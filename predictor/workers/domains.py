@@ -170,9 +170,7 @@ class Domains:
 
     def occupied(self) -> list[Occupied]:
         """Every worker there is."""
-        return [
-            Occupied(domain.name, domain.worker.pid, tuple(domain.refs), domain.worker.scratch) for domain in self._all()
-        ]
+        return [Occupied(domain.name, domain.worker.pid, tuple(domain.refs), domain.worker.scratch) for domain in self._all()]
 
     # ---- models come and go ----------------------------------------------------------------------------------
 

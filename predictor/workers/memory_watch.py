@@ -73,6 +73,12 @@ def working_set(root: Path = Path("/")) -> int | None:
     return None
 
 
+def left_bytes(limit_bytes: int | None, share: float, root: Path = Path("/")) -> int | None:
+    """What the container may yet use of ``share`` of its limit; None: it has none, or no cgroup tells."""
+    used = working_set(root) if limit_bytes is not None else None
+    return None if limit_bytes is None or used is None else max(int(share * limit_bytes) - used, 0)
+
+
 def own_bytes(pid: int, proc: Path = Path("/proc")) -> int:
     """What would be free without the process and those of its session.
 

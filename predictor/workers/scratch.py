@@ -18,7 +18,7 @@ from typing import Final
 PREFIX: Final = "hearth-"
 
 AGAIN_S: Final = (0.1, 1.0, 10.0)
-"""When a folder that was removed and is not gone is removed again: what a dead worker left behind may write for a moment yet."""
+"""When a folder that was removed is removed again if it is not gone: what a dead worker left behind may write yet."""
 
 _numbers: Final = itertools.count()
 _home: list[Path] = []

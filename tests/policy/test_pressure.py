@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.policy.pressure import LOOK_S, WORTH_BYTES, Holder, Usage, fattest, is_short, pause_s
+from predictor.policy.pressure import LOOK_S, WORTH_BYTES, Holder, Usage, fattest, has_room, is_short, pause_s
 
 GB = 1 << 30
 
@@ -44,3 +44,10 @@ def test_growth_that_goes_on_is_seen_before_the_limit(used: int, grown: int, sin
     assert LOOK_S[0] <= wait_s <= LOOK_S[1]
     until_s = (share * 10 * GB - used) / (grown / since_s)
     assert wait_s <= max(LOOK_S[0], until_s / 4) * (1 + 1e-9) or wait_s == LOOK_S[0]
+
+
+def test_builds_begin_as_long_as_their_promises_fit_and_one_always_may() -> None:
+    assert has_room(0, [], GB)
+    assert has_room(None, [GB], GB)
+    assert has_room(2 * GB, [GB], GB)
+    assert not has_room(2 * GB, [GB, GB], GB)

@@ -43,7 +43,7 @@ class Boundary(NamedTuple):
     network        whether it may use sockets
     hidden         paths that it must not read, whatever else it may
     readable       folders that it may read besides the interpreter's and the system's
-    scratch_bytes  the largest file that it may write
+    scratch_bytes  the largest file that it may write, unless it lifts that itself
     """
 
     mode: str = "auto"

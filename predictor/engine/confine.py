@@ -14,6 +14,7 @@ import resource
 import struct
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -93,7 +94,8 @@ def confine(boundary: Boundary, scratch: str, *, kind: str = "cpu") -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if boundary.mode == "off":
         return
-    _limit_files(boundary.scratch_bytes)
+    if kind == "cpu":  # a driver may well have shared memory of its own
+        _limit_files(boundary.scratch_bytes)
     _count_threads(boundary)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -115,11 +117,24 @@ def _count_threads(boundary: Boundary) -> None:
             sys.exit(STRICT_STATUS)
 
 
+@contextlib.contextmanager
+def files_of_any_size() -> Iterator[None]:
+    """For shared memory, which to the kernel is a file, and larger than model code's may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def _limit_files(most_bytes: int) -> None:
-    """No file grows beyond that: EFBIG in Python, which ignores SIGXFSZ; how many files there are is watched by the front."""
+    """No file grows beyond that by accident: EFBIG in Python, which ignores SIGXFSZ.
+
+    A model can lift it again, as we do. Then the front sees what it wrote, as it sees how many files there are.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    most_bytes = most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard), hard))
 
 
 def _restrict_files(boundary: Boundary, scratch: str, kind: str) -> None:

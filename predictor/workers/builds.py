@@ -1,9 +1,9 @@
 """How many workers build a model at once: as many as there is memory for what no ledger knows beforehand.
 
 What a build takes beside the model is booked nowhere: up to 128 MiB, for a file that is parsed or for what a model's code
-imports. One build at a time has its place in the budgets (tiers/budgets.py: POOL_WORKER_BYTES), which is enough where all models
-of a device share a worker. Where they do not, twenty could begin at once, and the memory watch would then end, and blame,
-whoever is fattest. What stays out: when memory suffices (policy/pressure.py), building itself (engine/).
+imports. One build at a time has its place in the budgets (POOL_WORKER_BYTES of tiers/budgets.py), which is enough where all
+models of a device share a worker. Where they do not, twenty could begin at once, and the memory watch would then end, and
+blame, whoever is fattest. What stays out: when memory suffices (policy/pressure.py), building itself (engine/).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from predictor.boundary import Boundary
+from predictor.boundary import SCRATCH_BYTES, Boundary
 from predictor.engine import confine, landlock, seccomp
 from predictor.engine.landlock import outside
 from predictor.errors import ModelFailed
@@ -191,6 +191,16 @@ async def test_the_environment_holds_no_secret_and_says_where_to_write(bench: Be
     )
     assert told.pop("first") in {"[]", "PermissionError"}  # not dumpable: for others than root it is not even readable
     assert told == {"secrets": "[]", "telemetry": "1", "home": "True"}
+
+
+async def test_no_file_is_larger_than_the_share(bench: Bench) -> None:
+    told = await attempts(
+        bench,
+        limit="__import__('resource').getrlimit(__import__('resource').RLIMIT_FSIZE)[0]",
+        large="open('large', 'wb').truncate((128 << 20) + 1)",
+        fits="open('fits', 'wb').truncate(128 << 20)",
+    )
+    assert told == {"limit": str(SCRATCH_BYTES), "large": "OSError", "fits": str(128 << 20)}
 
 
 async def test_what_a_model_wrote_goes_with_its_worker(bench: Bench) -> None:

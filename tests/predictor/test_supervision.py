@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -88,6 +89,25 @@ def test_a_file_beyond_the_share_cannot_be_written(s3: FakeS3) -> None:
         assert failed.status_code >= 500
         assert "File too large" in failed.json()["error"]
         assert server.infer("fill").status_code == 200
+    finally:
+        status, logged = server.stop()
+    assert status == 0, logged
+
+
+def test_where_memory_is_scarce_cold_models_are_built_one_after_the_other(s3: FakeS3, tmp_path: Path) -> None:
+    cgroup2(tmp_path, int(0.95 * 4 * GIB) - (1 << 20))
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text(str(4 * GIB))
+    names = [f"cold-{number}" for number in range(5)]
+    for name in names:
+        publish(s3, name, affine_pytorch(scale=2.0))
+    server = Server(s3, isolation="model", system_root=str(tmp_path))
+    try:
+        with ThreadPoolExecutor(len(names)) as threads:
+            answers = list(threads.map(server.infer, names))
+        assert [answer.status_code for answer in answers] == [200] * len(names), [answer.text for answer in answers]
+        metrics = server.admin.get("/metrics").text
+        assert "hearth_builds_waiting 0.0" in metrics
+        assert "hearth_memory_ends_total 0.0" in metrics
     finally:
         status, logged = server.stop()
     assert status == 0, logged

@@ -24,7 +24,7 @@ SCRATCH_FULL: Final = "scratch full"
 """The cause that is told of such a death."""
 
 LOOK_S: Final = 1.0
-"""Pause between two looks. What a disk takes meanwhile, 1 to 2 GB, is what the manifest leaves free beside all shares."""
+"""Pause between two looks. For what is written meanwhile the manifest leaves 2 GiB beside all shares."""
 
 IDLE_SHARE: Final = 20
 """A look that took long is followed by a pause so many times as long: 5 % of a core at most."""
@@ -57,7 +57,7 @@ class Written(NamedTuple):
 def written(folder: str, most_entries: int = MOST_ENTRIES) -> Written:
     """Walk through ``folder`` without following links. What is gone meanwhile, or never was there, holds nothing.
 
-    A file that is open and has no name any more is not seen. The kubelet does not see it either: it counts in the same way.
+    A file that is open and has no name any more is not seen; nor does a kubelet see it that counts in the same way.
     """
     size_bytes = entries = 0
     hidden = ""

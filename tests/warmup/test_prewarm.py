@@ -543,4 +543,6 @@ async def test_it_runs_until_it_is_cancelled(cluster: Cluster) -> None:
 async def test_a_request_that_reaches_nobody_says_so() -> None:
     async with FakeKube() as fake:
         assert await warming.request(fake.url) == "HTTP 404"
+        fake.put("services", {"metadata": {"name": "here"}})
+        assert not await warming.request(f"{fake.url}/api/v1/namespaces/team/services/here")
     assert "onnect" in await warming.request(fake.url)

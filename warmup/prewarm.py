@@ -138,7 +138,7 @@ class Effort:
     """What was done so far to warm one Revision. Lost at a restart: it then begins anew, with a look.
 
     since_s   when it was first seen to be asked for
-    wakes     how many requests were sent before there were enough pods
+    wakes     how many requests were sent while Knative had, and wanted, too few pods
     woken_s   when the last request was sent
     warm_s    when enough pods were first seen ready; None: not yet
     told      that one came to nothing though there was a pod
@@ -336,7 +336,7 @@ def _hold(pool: Pool, revision: Revision, effort: Effort, pods: int, *, now_s: f
     if not is_coming and effort.wakes == STAYS:
         told.append(_stays(pool, revision, effort, now_s))
     wake = Wake(pool.name, revision.name, f"http://{pool.service}.{pool.namespace}.svc/readyz")
-    return state, replace(effort, wakes=effort.wakes + (not is_warm), woken_s=now_s), [wake, *told]
+    return state, replace(effort, wakes=effort.wakes + (not is_coming), woken_s=now_s), [wake, *told]
 
 
 def _release(revision: Revision) -> Patch:

@@ -149,6 +149,17 @@ def test_a_window_sees_three_requests_but_there_are_three_a_minute_at_least_and_
     assert pace_s(replace(PLAIN, window_s=window_s)) == expected_s
 
 
+def test_a_start_that_failed_after_minutes_is_told_as_any_other() -> None:
+    """A pod was wanted until its deadline; the requests of that time are none that Knative did not hear."""
+    efforts: Mapping[str, Effort] = {}
+    told = []
+    for second in range(600):
+        decision = decide([WISH], {"r1": COMING if 2 < second < 500 else ZERO}, efforts, now_s=NOW + second)
+        efforts = decision.efforts
+        told += [(second, action.reason) for action in decision.actions if isinstance(action, Tell)]
+    assert told == [(520, "CannotWarm")]
+
+
 def test_no_request_is_sent_beside_one_that_is_under_way() -> None:
     under_way = Requests({"gpu"})
     first = decide([WISH], {"r1": ZERO}, {}, now_s=NOW, requests=under_way)

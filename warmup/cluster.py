@@ -345,7 +345,7 @@ def _obstacle(pool: Pool) -> str:
     if pool.pods:
         return ", ".join(f"{pod.name}: {pod.trouble or pod.state}" for pod in pool.pods)
     if pool.warm == "waking":
-        return "Knative did not start a pod by itself; it was sent a request"
+        return "Knative was sent a request and has not started a pod yet"
     return "waiting for a pod"
 
 

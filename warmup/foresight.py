@@ -24,7 +24,7 @@ from warmup.history import History, pool_key
 from warmup.kube import Forbidden, KubeError
 from warmup.pods import Followed, PodRef
 from warmup.pools import Pool, Wishes
-from warmup.prewarm import Revision, Tell, Wish, allowed, asked, stronger
+from warmup.prewarm import Revision, Tell, Wish, allowed, asked, means, stronger
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Memory(Protocol):
 class _Prospect:
     """One pool.
 
-    wish       the strongest, hearth warm's included, as the pool may have it
+    wish       the strongest, hearth warm's included, as the pool may have it; ``means``: what holds its pods
     again_s    when to try to read its memory again
     saved_s    when what was learned was last offered to its memory
     thought_s  when the outlook was made, for ``wishes``
@@ -73,6 +73,7 @@ class _Prospect:
     watcher: Watcher | None = None
     outlook: Outlook = field(default_factory=lambda: Outlook(None, None, None))
     wish: Wish | None = None
+    means: str = ""
     again_s: float = 0.0
     saved_s: float = 0.0
     thought_s: float = 0.0
@@ -183,7 +184,7 @@ class Foresight:
         past, outlook, now_s = prospect.watcher.activity, prospect.outlook, self._clock()
         lines = []
         if prospect.wish is not None:
-            lines.append(f"{_pods(prospect.wish.pods)} until {_moment(prospect.wish.until_s)}: {prospect.wish.why}")
+            lines.append(f"{_wish_words(prospect.wish, prospect.means)}: {prospect.wish.why}")
         known = self._scene.pools().get(pool)
         following = calendar.next_after(known.wishes.calendar, now_s) if known is not None else None
         if following is not None:
@@ -313,9 +314,10 @@ def _news(pool: Pool, prospect: _Prospect, past: Activity, revision: Revision, n
     own = asked(pool)
     wish = stronger(own if own is not None and own.until_s > now_s else None, prospect.outlook.wish)
     prospect.wish = None if wish is None else replace(wish, pods=allowed(wish, revision))
+    prospect.means = "" if prospect.wish is None else means(revision, prospect.wish.pods)
     key = wish.key if wish is not None else ""
     if key != past.wish:
-        news.append(_wished(pool.name, prospect.wish, now_s))
+        news.append(_wished(pool.name, prospect.wish, prospect.means, now_s))
         past.wish = key
     foreseen = prospect.outlook.forecast
     verdict = "" if foreseen is None else "on" if foreseen.verdict == "quiet" else foreseen.verdict
@@ -326,11 +328,11 @@ def _news(pool: Pool, prospect: _Prospect, past: Activity, revision: Revision, n
     return news
 
 
-def _wished(pool: str, wish: Wish | None, now_s: float) -> Tell:
+def _wished(pool: str, wish: Wish | None, how: str, now_s: float) -> Tell:
     if wish is None:
         text = f"nothing wants a pod of pool {pool} to run any more: it goes when nobody asks"
         return Tell(pool, "Normal", "NotAheadAnyMore", text, f"{now_s:.0f}")
-    text = f"pool {pool} is to have {_pods(wish.pods)} until {_moment(wish.until_s)}: {wish.why}"
+    text = f"pool {pool} is to have {_wish_words(wish, how)}: {wish.why}"
     return Tell(pool, "Normal", "PodsAhead", text, f"{wish.key} {wish.until_s:.0f}")
 
 
@@ -353,6 +355,10 @@ def _grounds(past: Activity) -> str:
 
 def _pods(count: int) -> str:
     return f"{count} pod{'s' * (count != 1)}"
+
+
+def _wish_words(wish: Wish, how: str) -> str:
+    return f"{_pods(wish.pods)} until {_moment(wish.until_s)}, held by {how}"
 
 
 def _moment(at_s: float) -> str:

@@ -20,6 +20,7 @@ DEFAULT_LABEL: Final = "hearth.dev/default-pool"
 WARM_ANNOTATION: Final = "hearth.dev/warm-until"
 WEIGHT_ANNOTATION: Final = "hearth.dev/cold-start-weight"
 FORECAST_ANNOTATION: Final = "hearth.dev/forecast"
+WISHES: Final = frozenset({WARM_ANNOTATION, WARM_AT, WARM_TIMEZONE, WEIGHT_ANNOTATION, FORECAST_ANNOTATION})
 MAX_WEIGHT: Final = 1e6
 
 Readiness = Literal["True", "False", "Unknown"]
@@ -167,6 +168,10 @@ def _kserve_pool(name: str, item: Object, beneath: Object, runtime: Object) -> P
     else:
         readiness, reason, message = _told(ingress if ingress.get("status") == "False" else condition(item, "Ready"))
     wishes, remark = _wishes(runtime, f"ServingRuntime {name}")
+    if unheeded := sorted(WISHES & part(item, "metadata", "annotations").keys()):
+        told = f"{', '.join(unheeded)} counts for nothing here, write it on ServingRuntime {name}"
+        why = "KServe makes a new Revision of what changes here"
+        remark = _sentences(remark, f"InferenceService {name_of(item)}: {told} ({why})")
     return Pool(
         name,
         text(part(item, "metadata"), "namespace"),

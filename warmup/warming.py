@@ -1,4 +1,4 @@
-"""Carries out what prewarm.py decides: patches Revisions, sends wake requests, tells what was done.
+"""Carries out what prewarm.py decides: sends requests, patches Revisions, tells what was done.
 
 It looks at everything once a second and does what is missing: there is nothing that a restart could lose. All it knows of
 Revisions comes from watches; while those are not synced it does nothing.
@@ -16,7 +16,7 @@ import aiohttp
 from warmup import ahead, prewarm
 from warmup.ahead import Retention
 from warmup.kube import POD_AUTOSCALERS, REVISIONS, Conflict, Kube, KubeError, NotFound, Object, meta
-from warmup.prewarm import Effort, Patch, Pool, Revision, State, Tell, Wake, Wish
+from warmup.prewarm import Effort, Patch, Pool, Requests, Revision, State, Tell, Wake, Wish
 from warmup.watch import Pace, Watched
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,10 @@ DEFAULT_TARGET: Final = 100
 WAKE_TIMEOUT_S: Final = 60.0
 """Knative's activator holds the request until there is a pod. It is the arrival that counts, not the answer."""
 
+OK: Final = 200
+
 Waker = Callable[[str], Awaitable[str]]
-"""Sends GET to a URL; the value is what came of it, in words. Raises nothing."""
+"""Sends GET to a URL; the value says why it came to nothing, "": it did not. Raises nothing."""
 
 
 class _Asked(NamedTuple):
@@ -98,6 +100,7 @@ class Warming:
         self._wake = wake or request
         self._efforts: Mapping[str, Effort] = {}
         self._waking: dict[str, asyncio.Task[None]] = {}
+        self._failed: dict[str, str] = {}
         self._moved_s: dict[str, float] = {}
         self._trouble = ""
 
@@ -123,7 +126,10 @@ class Warming:
             return
         seen, now_s = self.seen(), self._clock()
         unsure, wishes = self.unsure(), self.wishes()
-        decision = prewarm.decide(self._pools(), seen, self._efforts, now_s=now_s, wishes=wishes, unsure=unsure)
+        requests = Requests(self._waking.keys(), self._failed)
+        decision = prewarm.decide(
+            self._pools(), seen, self._efforts, now_s=now_s, wishes=wishes, unsure=unsure, requests=requests
+        )
         self._efforts, self.states = decision.efforts, decision.states
         for action in decision.actions:
             if not self._may_act():
@@ -136,6 +142,7 @@ class Warming:
                 log.info("%s", action.message)
                 await self._announce(action)
         let_be = {action.revision for action in decision.actions if isinstance(action, Patch)} | set(unsure)
+        let_be |= {effort.revision for effort in decision.efforts.values()}  # a pod is on its way there, or will be
         self._moved_s = {name: moved_s for name, moved_s in self._moved_s.items() if name in seen}
         at_rest = [revision for name, revision in seen.items() if name not in let_be and not revision.coming]
         await self._retain(at_rest, now_s)
@@ -198,22 +205,25 @@ class Warming:
         return False
 
     def _start_waking(self, wake: Wake) -> None:
-        """One at a time for a pool: an earlier one that still waits does the same."""
-        if wake.pool not in self._waking:
-            task = asyncio.create_task(self._send(wake))
-            self._waking[wake.pool] = task
-            task.add_done_callback(lambda _: self._waking.pop(wake.pool, None))
+        task = asyncio.create_task(self._send(wake))
+        self._waking[wake.pool] = task
+        task.add_done_callback(lambda _: self._waking.pop(wake.pool, None))
 
     async def _send(self, wake: Wake) -> None:
-        log.info("wake request to pool %s (%s): %s", wake.pool, wake.url, await self._wake(wake.url))
+        before = self._failed.pop(wake.pool, "")
+        failed = await self._wake(wake.url)
+        if failed:
+            self._failed[wake.pool] = failed
+        if failed != before:
+            log.info("request to pool %s (%s): %s", wake.pool, wake.url, failed or "answered")
 
 
 async def request(url: str) -> str:
-    """GET, within ``WAKE_TIMEOUT_S``. The value says what came of it."""
+    """GET, within ``WAKE_TIMEOUT_S``. The value says why it came to nothing; "": it was answered as it should be."""
     limits = aiohttp.ClientTimeout(total=WAKE_TIMEOUT_S, sock_connect=5)
     try:
         async with aiohttp.ClientSession(timeout=limits) as session, session.get(url, allow_redirects=False) as response:
-            return f"HTTP {response.status}"
+            return "" if response.status == OK else f"HTTP {response.status}"
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         return str(error) or "no answer in time"
 

@@ -25,7 +25,7 @@ class Bucket(NamedTuple):
     models: tuple[models.Model, ...]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bucket() -> Iterator[Bucket]:
     """Upload both models; remove them with their bucket afterwards."""
     store, name = surroundings.ObjectStore().client(), f"hearth-e2e-{secrets.token_hex(4)}"
@@ -44,7 +44,7 @@ def bucket() -> Iterator[Bucket]:
         store.delete_bucket(Bucket=name)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bucket: Bucket) -> Iterator[Pool]:
     """Apply pool and hello service, wait until both are Ready. On a failure, describe the cluster before cleaning up."""
     namespace = Namespace(bucket.name)

@@ -235,6 +235,17 @@ def hearth(*arguments: str) -> str:
     return ended.stdout
 
 
+def standing(models: Models) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """The pool's pods that were not told to end, Ready or not, by UID; and its Revisions' annotations about scaling."""
+    of_pool = ("--selector", f"serving.knative.dev/service={POOL}")
+    pods = [pod["metadata"] for pod in models.namespace.items("pods", *of_pool)]
+    revisions = sorted(models.namespace.items("revisions", *of_pool), key=lambda one: str(one["metadata"]["name"]))
+    alive = {pod["uid"]: pod["name"] for pod in pods if "deletionTimestamp" not in pod}
+    ours = ("autoscaling.knative.dev/", "hearth.dev/")
+    told = [one["metadata"].get("annotations", {}) for one in revisions]
+    return alive, [{key: value for key, value in one.items() if key.startswith(ours)} for one in told]
+
+
 def ready_pods(models: Models) -> list[str]:
     """Names of the pool's pods that are Ready."""
     pods = models.namespace.items("pods", "--selector", f"serving.knative.dev/service={POOL}")

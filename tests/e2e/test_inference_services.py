@@ -32,6 +32,7 @@ from tests.e2e.declared import (
     inference_service,
     ready_pods,
     scale_of,
+    standing,
     states,
 )
 from tests.e2e.kubernetes import Namespace, eventually
@@ -364,8 +365,27 @@ def test_a_pool_is_warmed_ahead_of_its_requests_and_let_go(models: Models) -> No
     print(f"\nwarm after {warm_s:.1f} s; the first request then took {first.took_s:.2f} s")  # noqa: T201
 
 
+def test_a_pool_that_is_up_keeps_its_pod_when_it_is_warmed_and_when_it_is_let_go(models: Models) -> None:
+    here = ("--namespace", models.namespace.name)
+    first = models.ask("affine-000")
+    before = standing(models)
+    assert list(before[0].values()) == [first.pod]
+    hearth("warm", "pool", "--for", "10m", *here)
+    for _ in range(10):  # 20 s, three of the pool's windows, in which nobody asks
+        time.sleep(2)
+        assert standing(models) == before
+    history = hearth("why", "pool", "--cluster", *here)
+    assert "held by a request every 2 s" in history, history
+    hearth("warm", "pool", "--off", *here)
+    again = models.ask("affine-000")
+    assert (again.pod, again.response.headers["Hearth-Start"]) == (first.pod, "hot")
+    assert standing(models) == before
+    models.namespace.wait_for_zero(POOL, timeout_s=ZERO_TIMEOUT_S)
+    print(f"\n$ hearth why pool --cluster\n{history}")  # noqa: T201
+
+
 def test_a_pool_is_warmed_also_after_the_autoscaler_has_restarted(models: Models) -> None:
-    """Then the Revision's annotation alone does nothing; a wake request follows."""
+    """Then a min-scale on the Revision alone would do nothing; a request does."""
     models.namespace.wait_for_zero(POOL, timeout_s=ZERO_TIMEOUT_S)
     serving = Namespace("knative-serving")
     serving.kubectl("rollout", "restart", "deployment/autoscaler")
@@ -377,7 +397,7 @@ def test_a_pool_is_warmed_also_after_the_autoscaler_has_restarted(models: Models
     print(f"\nafter the autoscaler's restart: warm after {time.monotonic() - begin_s:.1f} s")  # noqa: T201
     events = models.namespace.kubectl("get", "events", "-o", "json")
     told = [event["message"] for event in json.loads(events)["items"] if "arm" in event["reason"]]
-    assert any(event["reason"] == "WakingPool" for event in json.loads(events)["items"]), told
+    assert any(event["reason"] == "Warm" for event in json.loads(events)["items"]), told
     print("\n".join(told))  # noqa: T201
     hearth("warm", "pool", "--off", *here)
     models.namespace.wait_for_zero(POOL, timeout_s=ZERO_TIMEOUT_S)

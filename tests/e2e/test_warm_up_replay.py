@@ -189,10 +189,12 @@ def test_replay_with_and_without_waking_up_warm(models: Models, tmp_path: Path) 
     eventually(ready, what=f"{len(asked)} models Ready", timeout_s=APPLIED_TIMEOUT_S)
     deck = tmp_path / "deck.jsonl"
     payloads.write(deck, [heavy.line for heavy in asked])
-    table = []
+    table, before = [], ""
     for turn in range(ROUNDS):
         for value in WAKE_UPS:
-            set_wake_up(models, value)
+            if value != before:
+                set_wake_up(models, value)
+            before = value
             folder = Path(FOLDER) / f"{turn}-{value}"
             run = replay(models, deck, folder)
             models.namespace.wait_for_zero(POOL, timeout_s=ZERO_TIMEOUT_S)

@@ -425,6 +425,14 @@ def test_probes_say_ready_before_anything_is_loaded_and_not_while_draining(serve
     assert "drains" in client.get("/readyz").json()["error"]
 
 
+def test_a_probe_is_no_demand(served: ServedPod, client: httpx.Client) -> None:
+    """By requests to /readyz a controller holds a pod: they must not make it look as if somebody asked for a model."""
+    for _ in range(3):
+        assert client.get("/readyz").status_code == 200
+
+    assert (served.pod.load.asked, served.pod.load.asked_s) == (0, 0.0)
+
+
 def test_a_pod_whose_device_failed_is_alive_and_not_ready(served: ServedPod, client: httpx.Client) -> None:
     served.pod.device_failure = lambda: "CUDA is gone"
 

@@ -278,7 +278,7 @@ async def test_warm_gives_up_waiting_in_the_end(
     desk.pools[1]["warm"] = "waking"
     assert await hearth("warm", "gpu") == 1
     told = capsys.readouterr()
-    assert "it was sent a request" in told.out
+    assert "was sent a request and has not started a pod" in told.out
     assert "the controller goes on trying" in told.err
 
 

@@ -21,7 +21,7 @@ from warmup.history import History, pool_key
 from warmup.kube import Forbidden, KubeError
 from warmup.pods import Followed, PodRef
 from warmup.pools import Owner, Pool, Wishes
-from warmup.prewarm import MARK, MIN_SCALE, Revision, Tell
+from warmup.prewarm import Revision, Tell
 from warmup.telemetry import METRICS
 
 NOW = 1_767_344_400.0
@@ -164,6 +164,7 @@ async def test_more_pods_than_max_scale_are_neither_told_nor_counted() -> None:
     world = World(pool=replace(GPU, wishes=four), revision=Revision("r1", most=2))
     await world.tick()
     assert "2 pods" in world.told[0].message
+    assert "held by min-scale 2 on r1" in world.told[0].message
     assert "} 2.0" in world.metrics()
 
 
@@ -171,7 +172,8 @@ async def test_hearth_warm_is_told_in_the_same_words() -> None:
     world = World(pool=replace(GPU, wishes=Wishes(until_s=NOW + 60)))
     await world.tick()
     assert not world.foresight.wishes(), "prewarm.py knows of it anyway"
-    assert "hearth warm" in world.told[0].message
+    assert "held by a request every 20 s: asked for with `hearth warm`" in world.told[0].message
+    assert "held by a request every 20 s" in world.foresight.told("gpu")[0]
     await world.tick(60)
     assert world.reasons() == ["PodsAhead", "NotAheadAnyMore"]
 
@@ -334,18 +336,22 @@ async def test_a_whole_controller_warms_a_pool_by_its_calendar_and_says_why() ->
         fake.put("services", kind | {"kind": "Service"} | service, namespace=NAMESPACE)
         fake.put("revisions", kind | {"metadata": {"name": "gpu-00001"}, "spec": {}}, namespace=NAMESPACE)
 
-        def annotations() -> dict[str, str]:
-            found = fake.object("revisions", "gpu-00001", namespace=NAMESPACE) or {}
-            return (found.get("metadata") or {}).get("annotations") or {}
+        woken: list[str] = []
+
+        async def wake(url: str) -> str:
+            woken.append(url)
+            return ""
 
         def reasons() -> set[str]:
             return {event["reason"] for event in fake.objects("events", namespace=NAMESPACE).values()}
 
         async with running(fake, cold_start_weight=10) as controller:
-            await controller.until(lambda: annotations().get(MIN_SCALE) == "1")
+            controller.built.warming._wake = wake
+            await controller.until(lambda: woken)
             await controller.until(lambda: "PodsAhead" in reasons())
             summary = controller.built.summary
-            assert annotations()[MARK] == "true"
+            assert woken == [f"http://gpu.{NAMESPACE}.svc/readyz"]
+            assert not any(asked.verb == "patch" and asked.plural == "revisions" for asked in fake.asked)
             assert any(noted.what == "PodsAhead" for noted in summary.why("gpu"))
             assert any("* * * * * for 1h" in line for line in summary.outlook("gpu"))
         assert fake.object("configmaps", "hearth-gpu-history", namespace=NAMESPACE)

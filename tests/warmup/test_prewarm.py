@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
 from tests.fakes.kube import FakeKube, Object
 from warmup import ahead, warming
-from warmup.prewarm import FORMER, MARK, MIN_SCALE, PODS, VERIFY_S, Decision, Effort, Patch, Revision, Tell, Wake, Wish, decide
+from warmup.prewarm import (
+    FORMER,
+    MARK,
+    MIN_SCALE,
+    PACE_S,
+    PODS,
+    VERIFY_S,
+    Decision,
+    Effort,
+    Patch,
+    Requests,
+    Revision,
+    Tell,
+    Wake,
+    Wish,
+    decide,
+    means,
+    pace_s,
+)
 from warmup.warming import Warming
 from warmup.watch import Pace
 
 NOW = 1_000_000.0
 BRISK = Pace(first_s=0.01, most_s=0.05, watch_s=5.0, absent_s=0.05)
-WARM = {MIN_SCALE: "1", MARK: "true"}
 URL = "http://gpu-predictor.team.svc/readyz"
 
 
@@ -35,12 +53,21 @@ WISH = Pool()
 NO_WISH = replace(WISH, warm_until_s=None)
 PLAIN = Revision("r1", "7")
 ZERO = replace(PLAIN, min_scale="0", wanted=0)
-MARKED = replace(PLAIN, min_scale="1", marked=True, wanted=0)
-WAITING = Effort("r1", NOW - VERIFY_S + 1)
-PATIENT = Effort("r1", NOW - VERIFY_S)
-TWICE = Effort("r1", NOW - 90, 2, NOW - 4 * VERIFY_S)
+COMING = replace(ZERO, wanted=1)
+UP = replace(ZERO, wanted=1, ready=1)
+FORMERLY = replace(PLAIN, min_scale="1", marked=True, wanted=1, ready=1)
+"""As an earlier release left it."""
 
-UNMARK: dict[str, str | None] = {MARK: None, FORMER: None}
+WAKE = Wake("gpu", "r1", URL)
+UNMARK: dict[str, str | None] = {MARK: None, FORMER: None, PODS: None}
+
+
+def sent(ago_s: float, wakes: int = 0, warm_s: float | None = NOW - 100, **more: Any) -> Effort:
+    return Effort("r1", NOW - 200, wakes, NOW - ago_s, warm_s, **more)
+
+
+def woken(ago_s: float, wakes: int) -> Effort:
+    return sent(ago_s, wakes, None)
 
 
 def released(annotations: dict[str, str | None]) -> Patch:
@@ -49,39 +76,35 @@ def released(annotations: dict[str, str | None]) -> Patch:
 
 TABLE: list[tuple[str, list[Pool], list[Revision], Effort | None, str, list[object]]] = [
     ("nothing is done for nobody", [NO_WISH], [ZERO], None, "off", []),
-    ("a wish patches the Revision", [WISH], [PLAIN], None, "starting", [Patch("r1", "7", WARM)]),
-    ("and notes what was there", [WISH], [ZERO], None, "starting", [Patch("r1", "7", WARM | {FORMER: "0"})]),
-    ("a pod that is there anyway is kept", [WISH], [replace(ZERO, ready=1)], None, "starting", [Patch]),
+    ("nor kept from going", [NO_WISH], [UP], sent(PACE_S), "off", []),
+    ("a wish is a request, at once", [WISH], [ZERO], None, "waking", [WAKE]),
+    ("also where Knative has not decided yet", [WISH], [PLAIN], None, "waking", [WAKE]),
+    ("a pod that is there is warm at once, and held", [WISH], [UP], None, "warm", [WAKE]),
     ("a user's own min-scale is left alone", [WISH], [replace(PLAIN, min_scale="2")], None, "own", []),
-    ("a patch is given time", [WISH], [MARKED], WAITING, "starting", []),
-    ("after which a request is sent, and told", [WISH], [MARKED], PATIENT, "waking", [Wake("gpu", "r1", URL), Tell]),
-    ("not if a pod is on its way", [WISH], [replace(MARKED, wanted=1)], PATIENT, "starting", []),
-    ("an autoscaler that never decided is no pod", [WISH], [replace(MARKED, wanted=-1)], PATIENT, "waking", [Wake, Tell]),
-    ("a request is given time, too", [WISH], [MARKED], Effort("r1", NOW - 40, 1, NOW - 2 * VERIFY_S + 1), "waking", []),
-    ("and then repeated, without telling", [WISH], [MARKED], Effort("r1", NOW - 40, 1, NOW - 2 * VERIFY_S), "waking", [Wake]),
-    ("when that does not help, it is told", [WISH], [MARKED], TWICE, "waking", [Wake, Tell]),
-    ("once", [WISH], [MARKED], Effort("r1", NOW - 900, 3, NOW - 80), "waking", [Wake]),
-    ("and tried again for ever, rarely", [WISH], [MARKED], Effort("r1", 0, 60, NOW - 299), "waking", []),
-    ("rarely, but tried", [WISH], [MARKED], Effort("r1", 0, 60, NOW - 300), "waking", [Wake]),
-    ("a pod that came is told", [WISH], [replace(MARKED, ready=1)], WAITING, "warm", [Tell]),
-    ("once as well", [WISH], [replace(MARKED, ready=1)], replace(WAITING, warm_s=NOW - 1), "warm", []),
-    ("one that was there at the start is no news", [WISH], [replace(MARKED, ready=1)], None, "warm", []),
-    ("a pod that went is waited for anew", [WISH], [MARKED], Effort("r1", 0, 1, 1, NOW - 50), "starting", []),
-    ("a restart waits before it wakes", [WISH], [MARKED], None, "starting", []),
-    ("the time is over", [replace(WISH, warm_until_s=NOW)], [MARKED], None, "off", [released({MIN_SCALE: None})]),
-    ("the wish is gone", [NO_WISH], [MARKED], WAITING, "off", [Patch]),
-    ("what was there comes back", [NO_WISH], [replace(MARKED, former="0")], None, "off", [released({MIN_SCALE: "0"})]),
-    ("what is set meanwhile stays", [NO_WISH], [replace(MARKED, min_scale="3")], None, "off", [released({})]),
-    ("what is removed meanwhile stays so", [NO_WISH], [replace(MARKED, min_scale=None)], None, "off", [released({})]),
-    (
-        "a rollout moves the patch",
-        [replace(WISH, revision="r2")],
-        [replace(MARKED, ready=1), Revision("r2", "9")],
-        replace(WAITING, warm_s=NOW),
-        "starting",
-        [Patch("r2", "9", WARM), released({MIN_SCALE: None})],
-    ),
-    ("a Revision of nobody's pool is released", [], [MARKED], None, "", [Patch]),
+    ("a request is given time", [WISH], [ZERO], woken(2 * VERIFY_S - 1, 1), "waking", []),
+    ("and then repeated, without telling", [WISH], [ZERO], woken(2 * VERIFY_S, 1), "waking", [WAKE]),
+    ("when that does not help, it is told", [WISH], [ZERO], woken(4 * VERIFY_S, 2), "waking", [WAKE, Tell]),
+    ("once", [WISH], [ZERO], woken(80, 3), "waking", [WAKE]),
+    ("and tried again for ever, rarely", [WISH], [ZERO], woken(299, 60), "waking", []),
+    ("rarely, but tried", [WISH], [ZERO], woken(300, 60), "waking", [WAKE]),
+    ("a pod on its way is held, too", [WISH], [COMING], woken(PACE_S, 1), "starting", [WAKE]),
+    ("at the same pace, and not told of", [WISH], [COMING], woken(PACE_S - 1, 2), "starting", []),
+    ("however long it takes", [WISH], [COMING], woken(PACE_S, 2), "starting", [WAKE]),
+    ("a pod that came is told", [WISH], [UP], woken(3, 1), "warm", [Tell]),
+    ("once as well", [WISH], [UP], sent(3), "warm", []),
+    ("it is held at the pace", [WISH], [UP], sent(PACE_S - 1), "warm", []),
+    ("for as long as it is wished", [WISH], [UP], sent(PACE_S), "warm", [WAKE]),
+    ("a shorter window makes it faster", [WISH], [replace(UP, window_s=6)], sent(2), "warm", [WAKE]),
+    ("but not more", [WISH], [replace(UP, window_s=6)], sent(1), "warm", []),
+    ("a pod that went is woken anew, at once", [WISH], [ZERO], sent(3), "waking", [WAKE]),
+    ("the time is over", [replace(WISH, warm_until_s=NOW)], [UP], sent(PACE_S), "off", []),
+    ("a new Revision begins anew", [replace(WISH, revision="r2")], [UP, Revision("r2", "9")], sent(3), "waking", [Wake]),
+    ("an old mark stays while one is wished", [WISH], [FORMERLY], None, "warm", [WAKE]),
+    ("and goes with the wish", [NO_WISH], [FORMERLY], None, "off", [released({MIN_SCALE: None})]),
+    ("what was there comes back", [NO_WISH], [replace(FORMERLY, former="0")], None, "off", [released({MIN_SCALE: "0"})]),
+    ("what is set meanwhile stays", [NO_WISH], [replace(FORMERLY, min_scale="3")], None, "off", [released({})]),
+    ("what is removed meanwhile stays so", [NO_WISH], [replace(FORMERLY, min_scale=None)], None, "off", [released({})]),
+    ("a Revision of nobody's pool is released", [], [FORMERLY], None, "", [Patch]),
     ("without a ready Revision it says so", [replace(WISH, revision="")], [], None, "unable", [Tell]),
     ("once, of course", [replace(WISH, revision="")], [], Effort("", NOW), "unable", []),
     ("a Deployment is refused", [replace(WISH, kind="deployment", service="", revision="")], [], None, "unable", [Tell]),
@@ -103,11 +126,67 @@ def test_what_is_decided(row: tuple[str, list[Pool], list[Revision], Effort | No
 
 
 def test_deciding_again_at_once_does_nothing_twice() -> None:
-    """But for the patch, which the watch has not told of yet: the API server refuses it by its version."""
-    first = decide([WISH], {"r1": MARKED}, {"gpu": PATIENT}, now_s=NOW)
-    second = decide([WISH], {"r1": MARKED}, first.efforts, now_s=NOW)
-    assert first.actions
-    assert not second.actions
+    first = decide([WISH], {"r1": ZERO}, {}, now_s=NOW)
+    assert first.actions == (WAKE,)
+    assert not decide([WISH], {"r1": ZERO}, first.efforts, now_s=NOW).actions
+
+
+def test_requests_come_at_the_pace_for_as_long_as_the_wish_and_nothing_is_ever_written() -> None:
+    efforts: Mapping[str, Effort] = {}
+    moments = []
+    for second in range(700):
+        decision = decide([WISH], {"r1": ZERO if second < 3 else UP}, efforts, now_s=NOW + second)
+        efforts = decision.efforts
+        assert not [action for action in decision.actions if isinstance(action, Patch)]
+        moments += [second for action in decision.actions if isinstance(action, Wake)]
+    assert moments == list(range(0, 600, 20))
+
+
+@pytest.mark.parametrize(("window_s", "expected_s"), [(6, 2), (30, 10), (60, 20), (3600, 20), (2, 1)])
+def test_a_window_sees_three_requests_but_there_are_three_a_minute_at_least_and_one_a_second_at_most(
+    window_s: float, expected_s: float
+) -> None:
+    assert pace_s(replace(PLAIN, window_s=window_s)) == expected_s
+
+
+def test_a_start_that_failed_after_minutes_is_told_as_any_other() -> None:
+    """A pod was wanted until its deadline; the requests of that time are none that Knative did not hear."""
+    efforts: Mapping[str, Effort] = {}
+    told = []
+    for second in range(600):
+        decision = decide([WISH], {"r1": COMING if 2 < second < 500 else ZERO}, efforts, now_s=NOW + second)
+        efforts = decision.efforts
+        told += [(second, action.reason) for action in decision.actions if isinstance(action, Tell)]
+    assert told == [(520, "CannotWarm")]
+
+
+def test_no_request_is_sent_beside_one_that_is_under_way() -> None:
+    under_way = Requests({"gpu"})
+    first = decide([WISH], {"r1": ZERO}, {}, now_s=NOW, requests=under_way)
+    assert not first.actions
+    assert decide([WISH], {"r1": ZERO}, first.efforts, now_s=NOW + 1).actions == (WAKE,)
+
+
+def test_a_request_that_does_not_reach_a_pod_that_is_there_is_told_once_and_repeated_at_the_pace() -> None:
+    failed = Requests(failed={"gpu": "HTTP 503"})
+    first = decide([WISH], {"r1": UP}, {"gpu": sent(5)}, now_s=NOW, requests=failed)
+    (told,) = first.actions
+    assert isinstance(told, Tell)
+    assert (told.type, told.reason) == ("Warning", "CannotWarm")
+    assert "HTTP 503" in told.message
+    assert decide([WISH], {"r1": UP}, first.efforts, now_s=NOW + 15, requests=failed).actions == (WAKE,)
+
+
+@pytest.mark.parametrize("effort", [sent(5, warm_s=NOW - 1), woken(5, 1)])
+def test_one_that_came_to_nothing_before_there_was_a_pod_is_no_bad_news_of_it(effort: Effort) -> None:
+    actions = decide([WISH], {"r1": UP}, {"gpu": effort}, now_s=NOW, requests=Requests(failed={"gpu": "late"})).actions
+    assert not [told for told in actions if isinstance(told, Tell) and told.type == "Warning"]
+
+
+def test_what_holds_a_pool_is_said_in_words() -> None:
+    assert means(UP, 1) == "a request every 20 s"
+    assert means(UP, 2) == "min-scale 2 on r1"
+    assert means(replace(UP, min_scale="3"), 2) == "its own min-scale 3"
 
 
 def test_a_deployment_is_told_why() -> None:
@@ -120,7 +199,8 @@ def test_a_deployment_is_told_why() -> None:
 def test_an_effort_counts_from_its_beginning_though_the_patch_is_seen_late() -> None:
     decision = Decision((), {}, {})
     for second in range(4):
-        decision = decide([WISH], {"r1": ZERO if second < 2 else MARKED}, decision.efforts, now_s=NOW + second)
+        revision = ZERO if second < 2 else replace(TWO_SET, wanted=0)
+        decision = decide([NO_WISH], {"r1": revision}, decision.efforts, now_s=NOW + second, wishes={"gpu": TWO})
     assert decision.efforts["gpu"].since_s == NOW
 
 
@@ -132,7 +212,7 @@ MORE: list[tuple[str, Pool, Wish | None, Revision, str, list[object]]] = [
     ("a wish for two sets two", NO_WISH, TWO, PLAIN, "starting", [Patch("r1", "7", SET_TO_TWO)]),
     ("most wins", WISH, TWO, PLAIN, "starting", [Patch("r1", "7", SET_TO_TWO)]),
     ("a wish that is over counts for nothing", NO_WISH, replace(TWO, until_s=NOW), PLAIN, "off", []),
-    ("no more than max-scale", NO_WISH, TWO, replace(PLAIN, most=1), "starting", [Patch("r1", "7", WARM)]),
+    ("no more than max-scale", NO_WISH, TWO, replace(PLAIN, most=1), "waking", [WAKE]),
     ("a user's own two suffice", NO_WISH, TWO, replace(PLAIN, min_scale="2"), "own", []),
     (
         "a user's own one does not",
@@ -142,17 +222,19 @@ MORE: list[tuple[str, Pool, Wish | None, Revision, str, list[object]]] = [
         "starting",
         [Patch("r1", "7", SET_TO_TWO | {FORMER: "1"})],
     ),
-    ("one becomes two", NO_WISH, TWO, MARKED, "starting", [Patch("r1", "7", SET_TO_TWO)]),
-    ("two become one", WISH, None, TWO_SET, "starting", [Patch("r1", "7", WARM | {PODS: None})]),
-    ("one of two is not enough", NO_WISH, TWO, replace(TWO_SET, ready=1), "starting", []),
-    ("two are", NO_WISH, TWO, replace(TWO_SET, ready=2), "warm", []),
+    ("one becomes two", NO_WISH, TWO, UP, "starting", [Patch("r1", "7", SET_TO_TWO | {FORMER: "0"})]),
+    ("also an earlier release's one", NO_WISH, TWO, FORMERLY, "starting", [Patch("r1", "7", SET_TO_TWO)]),
+    ("two become one, which is held", WISH, None, replace(TWO_SET, ready=2), "warm", [WAKE, released({MIN_SCALE: None})]),
+    ("what is set is not believed", NO_WISH, TWO, replace(TWO_SET, wanted=0), "waking", [WAKE]),
+    ("one of two is not enough", NO_WISH, TWO, replace(TWO_SET, ready=1), "starting", [WAKE]),
+    ("two are", NO_WISH, TWO, replace(TWO_SET, ready=2), "warm", [WAKE]),
     (
         "both go",
         NO_WISH,
         None,
         replace(TWO_SET, former="0"),
         "off",
-        [Patch("r1", "7", UNMARK | {PODS: None, MIN_SCALE: "0"})],
+        [released({MIN_SCALE: "0"})],
     ),
     (
         "what somebody set meanwhile is not changed",
@@ -160,7 +242,7 @@ MORE: list[tuple[str, Pool, Wish | None, Revision, str, list[object]]] = [
         replace(TWO, pods=3),
         replace(TWO_SET, min_scale="7", ready=7),
         "warm",
-        [],
+        [WAKE],
     ),
 ]
 
@@ -173,10 +255,11 @@ def test_what_is_decided_for_several_pods(row: tuple[str, Pool, Wish | None, Rev
     assert list(decision.actions) == actions
 
 
-def test_an_autoscaler_that_stays_at_one_of_two_is_woken() -> None:
+def test_an_autoscaler_that_stays_at_one_of_two_is_sent_requests_and_it_is_told() -> None:
     revision = replace(TWO_SET, wanted=1, ready=1)
-    wake, tell = decide([NO_WISH], {"r1": revision}, {"gpu": PATIENT}, now_s=NOW, wishes={"gpu": TWO}).actions
-    assert wake == Wake("gpu", "r1", URL)
+    efforts = {"gpu": woken(4 * VERIFY_S, 2)}
+    wake, tell = decide([NO_WISH], {"r1": revision}, efforts, now_s=NOW, wishes={"gpu": TWO}).actions
+    assert wake == WAKE
     assert isinstance(tell, Tell)
     assert "only a ready pod" in tell.message
 
@@ -190,6 +273,8 @@ class Cluster:
         self.pools: list[Pool] = [WISH]
         self.told: list[Tell] = []
         self.woken: list[str] = []
+        self.failing = ""
+        self.holding: asyncio.Event | None = None
         self.leads = True
         self.warming = Warming(
             fake.client(),
@@ -234,14 +319,26 @@ class Cluster:
         await self.until_seen()
         self.now_s += seconds
         await self.warming.tick()
+        await asyncio.sleep(0)  # what is to be sent is sent
 
     async def _announce(self, told: Tell) -> None:
         self.told.append(told)
 
+    async def answered(self) -> None:
+        """What was sent is over."""
+        await asyncio.gather(*self.warming._waking.values())
+        await asyncio.sleep(0)
+
     async def _wake(self, url: str) -> str:
         self.woken.append(url)
-        self.scale("r1", 1)
-        return "HTTP 200"
+        if self.holding is not None:
+            await self.holding.wait()
+        if not self.failing:
+            self.scale("r1", 1)
+        return self.failing
+
+    def patches(self) -> int:
+        return sum(asked.verb == "patch" for asked in self.fake.asked)
 
 
 @pytest.fixture
@@ -258,35 +355,86 @@ async def cluster() -> AsyncIterator[Cluster]:
         await asyncio.gather(*watches, return_exceptions=True)
 
 
-async def test_a_pool_is_warmed_and_released_and_its_revision_is_as_before(cluster: Cluster) -> None:
+async def test_a_pool_is_warmed_and_let_go_and_its_revision_is_never_written(cluster: Cluster) -> None:
     await cluster.tick()
-    assert cluster.annotations("r1") == {MIN_SCALE: "1", MARK: "true", FORMER: "0", "mine": "1"}
+    assert cluster.warming.states == {"gpu": "waking"}
+    await cluster.answered()
+    for _ in range(60):
+        await cluster.tick()
+        await cluster.answered()
+    assert cluster.warming.states == {"gpu": "warm"}
+    assert [told.reason for told in cluster.told] == ["Warm"]
+    assert cluster.woken == [URL] * 4
+    cluster.now_s += 600
+    for _ in range(60):
+        await cluster.tick()
+    assert cluster.warming.states == {"gpu": "off"}
+    assert len(cluster.woken) == 4
+    assert not cluster.patches()
+
+
+async def test_a_pool_that_is_up_is_warm_at_once_and_not_touched(cluster: Cluster) -> None:
     cluster.scale("r1", 1)
     await cluster.tick()
     assert cluster.warming.states == {"gpu": "warm"}
-    assert [told.reason for told in cluster.told] == ["Warm"]
-    cluster.now_s += 600
-    await cluster.tick()
-    assert cluster.annotations("r1") == {MIN_SCALE: "0", "mine": "1"}
-    assert not cluster.woken
-
-
-async def test_what_does_not_start_by_itself_is_woken(cluster: Cluster) -> None:
-    await cluster.tick()
-    await cluster.tick(11)
-    await asyncio.gather(*cluster.warming._waking.values())
-    await cluster.tick()
+    await cluster.answered()
     assert cluster.woken == [URL]
-    assert [told.reason for told in cluster.told] == ["WakingPool", "Warm"]
-    assert "1 wake request" in cluster.told[-1].message
+    assert not cluster.told
+    cluster.pools = [NO_WISH]
+    await cluster.tick()
+    assert not cluster.patches()
+
+
+async def test_a_request_that_is_held_is_the_only_one(cluster: Cluster) -> None:
+    cluster.holding = asyncio.Event()
+    for _ in range(50):
+        await cluster.tick()
+    assert cluster.woken == [URL]
+    cluster.holding.set()
+    await cluster.answered()
+    await cluster.tick()
+    assert cluster.warming.states == {"gpu": "warm"}
+
+
+async def test_requests_that_come_to_nothing_are_repeated_and_told(cluster: Cluster) -> None:
+    cluster.failing = "HTTP 503"
+    for _ in range(31):
+        await cluster.tick()
+        await cluster.answered()
+    assert len(cluster.woken) == 3, "at 0, 10 and 30 s"
+    assert [told.reason for told in cluster.told] == ["CannotWarm"]
+    cluster.scale("r1", 1)
+    for _ in range(41):
+        await cluster.tick()
+        await cluster.answered()
+    assert len(cluster.woken) == 5, "a pod that is there is held at the pace, whatever comes of it"
+    assert [told.reason for told in cluster.told] == ["CannotWarm", "Warm", "CannotWarm"]
+    assert "HTTP 503" in cluster.told[-1].message
+
+
+async def test_the_next_leader_goes_on_where_the_last_one_ended(cluster: Cluster) -> None:
+    cluster.scale("r1", 1)
+    await cluster.tick()
+    await cluster.answered()
+    cluster.leads = False
+    for _ in range(15):
+        await cluster.tick()
+    assert cluster.woken == [URL]
+    cluster.leads = True
+    await cluster.tick()
+    await cluster.answered()
+    assert cluster.woken == [URL, URL]
+    assert not cluster.told
+    assert not cluster.patches()
 
 
 async def test_a_restart_in_between_loses_and_repeats_nothing(cluster: Cluster) -> None:
+    cluster.pools, cluster.warming.wishes = [NO_WISH], lambda: {"gpu": TWO}
     await cluster.tick()
     cluster.warming._efforts = {}
     await cluster.tick()
-    assert sum(asked.verb == "patch" for asked in cluster.fake.asked) == 1
-    cluster.pools = []
+    assert cluster.patches() == 1
+    cluster.pools, cluster.warming.wishes = [], dict
     cluster.warming._efforts = {}
     await cluster.tick()
     assert cluster.annotations("r1") == {MIN_SCALE: "0", "mine": "1"}
@@ -294,12 +442,15 @@ async def test_a_restart_in_between_loses_and_repeats_nothing(cluster: Cluster) 
 
 async def test_a_controller_that_does_not_lead_does_nothing(cluster: Cluster) -> None:
     cluster.leads = False
+    cluster.warming.wishes = lambda: {"gpu": TWO}
     await cluster.tick()
-    assert not [asked for asked in cluster.fake.asked if asked.verb == "patch"]
+    assert not cluster.patches()
+    assert not cluster.woken
 
 
 @pytest.mark.parametrize("what", [403, 409, 404, 500])
 async def test_a_patch_that_fails_is_repeated_at_the_next_look(cluster: Cluster, what: int) -> None:
+    cluster.warming.wishes = lambda: {"gpu": TWO}
     cluster.fake.fail(what, verb="patch")
     await cluster.tick()
     assert MARK not in cluster.annotations("r1")
@@ -308,12 +459,13 @@ async def test_a_patch_that_fails_is_repeated_at_the_next_look(cluster: Cluster,
 
 
 async def test_a_rollout_moves_the_patch(cluster: Cluster) -> None:
+    cluster.warming.wishes = lambda: {"gpu": TWO}
     await cluster.tick()
     cluster.revision("r2")
     cluster.pools = [replace(WISH, revision="r2")]
     await cluster.tick()
     assert cluster.annotations("r1") == {MIN_SCALE: "0", "mine": "1"}
-    assert cluster.annotations("r2") == WARM
+    assert cluster.annotations("r2") == SET_TO_TWO
 
 
 async def test_how_long_the_last_pod_stays_is_set_told_and_given_back(cluster: Cluster) -> None:
@@ -354,7 +506,17 @@ async def test_how_long_the_last_pod_stays_is_not_changed_while_pods_run_which_i
     assert ahead.RETENTION not in cluster.annotations("r1")
 
 
-async def test_a_wish_of_the_calendar_is_carried_out_and_released(cluster: Cluster) -> None:
+async def test_how_long_the_last_pod_stays_is_not_changed_while_one_is_on_its_way(cluster: Cluster) -> None:
+    cluster.holding = asyncio.Event()
+    cluster.warming.retentions = lambda: {"r1": ahead.Retention("gpu", 100, "a start takes long")}
+    await cluster.tick()
+    await cluster.tick()
+    assert cluster.woken
+    assert not cluster.patches()
+    cluster.holding.set()
+
+
+async def test_a_wish_for_two_pods_is_carried_out_and_released(cluster: Cluster) -> None:
     cluster.pools = [NO_WISH]
     cluster.warming.wishes = lambda: {"gpu": TWO}
     await cluster.tick()
@@ -362,6 +524,7 @@ async def test_a_wish_of_the_calendar_is_carried_out_and_released(cluster: Clust
     cluster.scale("r1", 2)
     await cluster.tick()
     assert cluster.warming.states == {"gpu": "warm"}
+    await cluster.answered()
     await cluster.tick(60)
     assert cluster.annotations("r1") == {MIN_SCALE: "0", "mine": "1"}
 
@@ -380,6 +543,7 @@ async def test_of_a_revision_of_which_nothing_is_known_yet_nothing_is_taken_back
 
 
 async def test_it_runs_until_it_is_cancelled(cluster: Cluster) -> None:
+    cluster.warming.wishes = lambda: {"gpu": TWO}
     task = asyncio.create_task(cluster.warming.run())
     await cluster.fake.until_asked("patch", "revisions")
     task.cancel()
@@ -387,7 +551,9 @@ async def test_it_runs_until_it_is_cancelled(cluster: Cluster) -> None:
         await task
 
 
-async def test_a_wake_request_that_reaches_nobody_says_so() -> None:
+async def test_a_request_that_reaches_nobody_says_so() -> None:
     async with FakeKube() as fake:
         assert await warming.request(fake.url) == "HTTP 404"
+        fake.put("services", {"metadata": {"name": "here"}})
+        assert not await warming.request(f"{fake.url}/api/v1/namespaces/team/services/here")
     assert "onnect" in await warming.request(fake.url)

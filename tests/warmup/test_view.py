@@ -133,6 +133,14 @@ def test_what_a_pool_is_to_have_ahead_of_its_traffic_stands_there_too() -> None:
     assert pools([], [], [plain], [])["plain"] == pool, "what did not change is no change"
 
 
+def test_on_the_pools_inference_service_it_counts_for_nothing_and_the_remark_says_where_it_belongs() -> None:
+    said = {"hearth.dev/warm-at": "55 8 * * 1-5 for 2h", "example.com/else": "x"}
+    (pool,) = kserve_pools(pool_service(annotations=said), knative=(knative_service(owner="gpu"),)).values()
+    assert not pool.wishes.calendar.entries
+    assert "hearth.dev/warm-at counts for nothing here, write it on ServingRuntime gpu" in pool.remark
+    assert "example.com" not in pool.remark
+
+
 @pytest.mark.parametrize(
     ("name", "said", "remark"),
     [

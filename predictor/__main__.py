@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 import uvloop
 from pydantic import ValidationError
 
+from predictor import log_stream
 from predictor.api.http import HttpServer
 from predictor.api.pod import ModelCatalogue, Pod, PodState, safe
 from predictor.api.state import release
@@ -53,6 +54,7 @@ from predictor.wakeup import WakeUp
 from predictor.wishes import Wish
 from predictor.workers.dispatch import Dispatcher
 from predictor.workers.domains import POOL, Domains
+from predictor.workers.output import Output
 
 log = logging.getLogger("hearth")
 
@@ -77,6 +79,7 @@ def run(booted: Booted) -> int:
             name = str(fault["loc"][0])
             print(f"hearth serve: --{name.replace('_', '-')} (HEARTH_{name.upper()}): {fault['msg']}", file=sys.stderr)  # noqa: T201
         return 2
+    log_stream.install()
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -262,6 +265,8 @@ async def _serve(settings: Settings, booted: Booted) -> int:
         log.error("%s", error)  # noqa: TRY400 (the sentence tells; the traceback does not)
         return 2
     pod = parts.pod
+    output = Output(booted.output, "zygote")
+    output.start()
     parts.declarations.read()
     watching = asyncio.create_task(parts.declarations.watch(), name="declarations")
     await _adopt(parts)
@@ -297,6 +302,7 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     await parts.keeping.end()
     await admin.drain(1.0)
     await asyncio.gather(*(domains.stop(HUNG_S) for domains in parts.domains))
+    output.close()
     await parts.supervision.stop()
     await parts.rollout.close()
     await pod.cache.close()

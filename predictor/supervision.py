@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from predictor import log_stream
 from predictor.descriptors import connections, raise_limit
 from predictor.health import Ailment, Pulse
 from predictor.settings import Settings
@@ -53,6 +54,8 @@ class Supervision:
         )
         self._ailment = Ailment(settings.sick_timeout_s)
         self._told = ""
+        self._log_dropped = telemetry.counter("hearth_log_dropped_total")
+        self._counted = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._memory: MemoryWatch | None = None
         if limit_bytes is not None:
@@ -102,8 +105,15 @@ class Supervision:
             if state and state != self._told:
                 log.error("%s: %s", state, hopeless or failure)
             self._told = state
+            self._count_dropped()
             end_orphans()
             await asyncio.sleep(LOOK_S)
+
+    def _count_dropped(self) -> None:
+        stream = log_stream.installed()
+        dropped = stream.dropped if stream is not None else 0
+        self._log_dropped.inc(dropped - self._counted)
+        self._counted = dropped
 
 
 def _failed(domains: Domains) -> bool:

@@ -26,10 +26,13 @@ MAX_PIECES: Final = 1024
 """What may wait to be written: 130 kB of common lines. Workers' output has half of it, 2 MiB at most."""
 
 PIECE_BYTES: Final = select.PIPE_BUF
-"""Written at a time: a pipe that can be written to takes that many at once (pipe(7)); more might block."""
+"""What can be written to takes that many at once (pipe(7)); more might block."""
 
 LINE_BYTES: Final = 64 << 10
 """Of one write; the rest of a longer one is cut off."""
+
+BATCH_PIECES: Final = 256
+"""Written at a time if so many wait: beside a busy loop the thread gets its turn every 5 ms, however little it does with it."""
 
 POLL_S: Final = 0.1
 CLOSE_TIMEOUT_S: Final = 2.0
@@ -45,6 +48,7 @@ class LogStream(io.TextIOBase):
         super().__init__()
         self.dropped = 0
         self.descriptor, self._ours = _without_waiting(descriptor)
+        self._may_block = not self._ours and not stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._max_pieces = max_pieces
         self._queue: queue.SimpleQueue[bytes | threading.Event | None] = queue.SimpleQueue()
         self._dropping = False
@@ -104,11 +108,14 @@ class LogStream(io.TextIOBase):
     # ---- the thread --------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while (piece := self._queue.get()) is not None:
-            if isinstance(piece, threading.Event):
-                piece.set()
-            else:
-                self._write(piece)
+        last: bytes | threading.Event | None = b""
+        while last is not None:
+            pieces = [last := self._queue.get()]
+            while isinstance(last, bytes) and len(pieces) < BATCH_PIECES and not self._queue.empty():
+                pieces.append(last := self._queue.get())
+            self._write(b"".join(piece for piece in pieces if isinstance(piece, bytes)))
+            if isinstance(last, threading.Event):
+                last.set()
             if self._dropping and self._queue.qsize() <= self._max_pieces // 2:
                 self._queue.put(self._notice())  # behind what waits, before what comes
                 self._dropping = False
@@ -123,18 +130,17 @@ class LogStream(io.TextIOBase):
         formatter = next((handler.formatter for handler in logging.root.handlers if handler.formatter), logging.Formatter())
         return f"{formatter.format(record)}\n".encode()
 
-    def _write(self, piece: bytes) -> None:
+    def _write(self, batch: bytes) -> None:
         ready, written = select.poll(), 0
         ready.register(self.descriptor, select.POLLOUT)
-        while written < len(piece):
-            if self._give_up_s is not None and time.monotonic() > self._give_up_s:
-                return
-            if not ready.poll(POLL_S * 1e3):
+        step = PIECE_BYTES if self._may_block else len(batch)
+        while written < len(batch) and (self._give_up_s is None or time.monotonic() < self._give_up_s):
+            if self._may_block and not ready.poll(POLL_S * 1e3):
                 continue
             try:
-                written += os.write(self.descriptor, piece[written : written + PIECE_BYTES])
-            except BlockingIOError:  # another process was faster
-                continue
+                written += os.write(self.descriptor, batch[written : written + step])
+            except BlockingIOError:
+                ready.poll(POLL_S * 1e3)
             except OSError:  # nobody will ever read it
                 return
 

@@ -117,7 +117,7 @@ def test_a_zygote_that_keeps_dying_is_replaced_more_and_more_slowly(monkeypatch:
     now_s = 0.0
     started: list[float] = []
 
-    def execute(*_: object) -> int:
+    def execute(*_: object, **_known: object) -> int:
         started.append(now_s)
         return subprocess.Popen(["sleep", "1000"]).pid
 

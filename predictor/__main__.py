@@ -54,6 +54,7 @@ from predictor.wakeup import WakeUp
 from predictor.wishes import Wish
 from predictor.workers.dispatch import Dispatcher
 from predictor.workers.domains import POOL, Domains
+from predictor.workers.memory_watch import MemoryKills
 from predictor.workers.output import Output
 
 log = logging.getLogger("hearth")
@@ -131,6 +132,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     copies = settings.cpu_copy or booted.kind == "cuda"
     infirmary, recovery = Infirmary(settings.quarantine_backoff_s, settings.poison_ttl_s), Recovery(telemetry)
     infirmary.on_recovered = recovery.recovered
+    kills = MemoryKills(root)
     crew = Crew(
         settings,
         infirmary,
@@ -141,6 +143,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         pool=pool,
         passage=passage,
         on_ready=lambda hello: timeline.mark("imported", hello.imported_s),
+        memory_killed=kills.claim,
     )
     domains = tuple(crew.domains(device, bytes_of[Place(device)], spawned) for device, spawned in enumerate(booted.workers))
     placement = Placement(copies, pool.slab_bytes, disk.disk_bytes if disk is not None else None, crew.apart)
@@ -163,7 +166,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     recovery.cache = cache
     rollout, declarations = _declared(settings, catalogue, cache, stores)
     keeping, wakeup = _warm(settings, rollout, cache, stores, cores=booted.cores)
-    supervision = Supervision(settings, telemetry, limit_bytes=limit_bytes, devices=domains)
+    supervision = Supervision(settings, telemetry, limit_bytes=limit_bytes, devices=domains, kills=kills)
     pod = Pod(
         settings=settings,
         name=keeping.pod,

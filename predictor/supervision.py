@@ -20,7 +20,7 @@ from predictor.health import Ailment, Pulse
 from predictor.settings import Settings
 from predictor.telemetry import Telemetry
 from predictor.workers.domains import Domains
-from predictor.workers.memory_watch import Candidate, MemoryWatch
+from predictor.workers.memory_watch import Candidate, MemoryKills, MemoryWatch
 from predictor.workers.spawn import end_orphans
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class Supervision:
 
     limit_bytes  of the container's memory; None: it has no limit of its own, and other processes beside it
     devices      with the workers of each
+    kills        by the kernel, looked at regularly
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class Supervision:
         *,
         limit_bytes: int | None,
         devices: Sequence[Domains],
+        kills: MemoryKills,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._devices = devices
+        self._kills = kills
         self._clock = clock
         self._pulse = Pulse(
             telemetry.histogram("hearth_loop_lag_seconds"),
@@ -105,6 +108,7 @@ class Supervision:
             if state and state != self._told:
                 log.error("%s: %s", state, hopeless or failure)
             self._told = state
+            self._kills.look()
             self._count_dropped()
             end_orphans()
             await asyncio.sleep(LOOK_S)

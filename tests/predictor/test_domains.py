@@ -57,9 +57,9 @@ class FakeWorker:
     def end(self, reason: str, cause: str, blame: ModelRef | None = None) -> None:
         self.ended.append((reason, cause, blame))
 
-    def die(self, reason: str = "killed by SIGSEGV") -> None:
+    def die(self, reason: str = "killed by SIGSEGV", cause: str = "SIGSEGV") -> None:
         self._on_lost()
-        self._on_death(Death(self.name, reason, "SIGSEGV"))
+        self._on_death(Death(self.name, reason, cause))
 
 
 class Bench:

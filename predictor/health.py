@@ -141,7 +141,7 @@ class Pulse:
         while not self._stopping.wait(WATCHDOG_S):
             if self._stuck_log_s and ticks % REARM_TICKS == 0:
                 # Only heard of where this thread is not: whoever computes without end may hold the GIL.
-                faulthandler.dump_traceback_later(REARM_TICKS * WATCHDOG_S + self._stuck_log_s, file=log_stream.settle(0))
+                faulthandler.dump_traceback_later(REARM_TICKS * WATCHDOG_S + self._stuck_log_s, file=log_stream.descriptor())
             ticks += 1
             if self._beats != seen:
                 seen = self._beats
@@ -151,8 +151,9 @@ class Pulse:
             stuck_s = self._stopped_ticks * WATCHDOG_S
             if self._stuck_log_s and self._stopped_ticks == log_ticks:
                 log.error("the event loop stands still for %s (HEARTH_STUCK_LOG_S); all threads:", human.span(stuck_s))
-                # Both hold the GIL, or are waited for with it: a descriptor that blocks would be the end of all.
-                faulthandler.dump_traceback(file=log_stream.settle(SETTLE_S))
+                log_stream.settle(SETTLE_S)
+                # With the GIL held, as whoever waits for faulthandler's thread does: a descriptor that blocks would stop all.
+                faulthandler.dump_traceback(file=log_stream.descriptor())
             if self._stuck_exit_s and stuck_s >= self._stuck_exit_s:
                 log.critical("the event loop stands still for %s: this process ends (HEARTH_STUCK_EXIT_S)", human.span(stuck_s))
                 log_stream.settle(SETTLE_S)

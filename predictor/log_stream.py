@@ -178,11 +178,17 @@ def relay(found: bytes) -> int:
     return len(found)
 
 
-def settle(timeout_s: float) -> int:
-    """Where stacks may be written now without waiting, behind everything so far: a descriptor."""
+def settle(timeout_s: float) -> None:
+    """See LogStream."""
     stream = installed()
     if stream is not None:
         stream.settle(timeout_s)
+
+
+def descriptor() -> int:
+    """For what is written by no Python, faulthandler's stacks: where that does not wait either, if possible."""
+    stream = installed()
+    if stream is not None:
         return stream.descriptor
     return sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
 

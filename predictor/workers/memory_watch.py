@@ -86,7 +86,7 @@ def kernel_kills(root: Path = Path("/")) -> int | None:
 
 
 class MemoryKills:
-    """Whom the kernel killed because memory ran out. It counts them and does not say who it was: whoever died of SIGKILL then."""
+    """Whom the kernel killed because memory ran out. It counts, and does not say who that was: whoever died of SIGKILL then."""
 
     def __init__(self, root: Path = Path("/"), *, clock: Callable[[], float] = time.monotonic) -> None:
         self._root = root

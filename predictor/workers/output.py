@@ -99,7 +99,7 @@ class Output:
         self._flooding = allowed < (READ_BYTES if self._flooding else 1)
         if not (self._throw_away() if self._flooding else self._pass_on()):
             self._pause(COMPLAIN_S)  # it closed its output, and lives on
-        elif self._flooding:
+        else:  # byte by byte, each with a turn of the loop, one worker could have most of it
             self._pause(PAUSE_S)
 
     def _pause(self, seconds: float) -> None:

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from predictor.policy.pressure import LOOK_S
-from predictor.workers.memory_watch import CLAIM_S, OUT_OF_MEMORY, SETTLE_S, Candidate, MemoryKills, MemoryWatch, own_bytes, working_set
+from predictor.workers.memory_watch import (
+    CLAIM_S,
+    OUT_OF_MEMORY,
+    SETTLE_S,
+    Candidate,
+    MemoryKills,
+    MemoryWatch,
+    own_bytes,
+    working_set,
+)
 
 MB = 1 << 20
 PAGE = 4096

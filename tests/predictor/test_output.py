@@ -61,4 +61,3 @@ async def test_a_worker_without_output_needs_nothing() -> None:
     output = Output(-1, "pool")
     output.start()
     output.close()
-

@@ -120,7 +120,7 @@ class Output:
         except BlockingIOError:
             return False
         passed = self._write(found[: max(self._allowed(), 0)])
-        self._left_bytes -= passed
+        self._left_bytes -= len(found)  # also what the log had no room for: else a flood would never be called one
         self._lose(len(found) - passed)
         return bool(found)
 

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 import uvloop
 from pydantic import ValidationError
 
+from predictor import log_stream
 from predictor.api.http import HttpServer
 from predictor.api.pod import ModelCatalogue, Pod, PodState, safe
 from predictor.api.state import release
@@ -54,7 +55,8 @@ from predictor.wishes import Wish
 from predictor.workers.builds import Builds
 from predictor.workers.dispatch import Dispatcher
 from predictor.workers.domains import POOL, Domains
-from predictor.workers.memory_watch import left_bytes
+from predictor.workers.memory_watch import MemoryKills, left_bytes
+from predictor.workers.output import Output
 
 log = logging.getLogger("hearth")
 
@@ -79,6 +81,7 @@ def run(booted: Booted) -> int:
             name = str(fault["loc"][0])
             print(f"hearth serve: --{name.replace('_', '-')} (HEARTH_{name.upper()}): {fault['msg']}", file=sys.stderr)  # noqa: T201
         return 2
+    log_stream.install()
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -130,6 +133,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     copies = settings.cpu_copy or booted.kind == "cuda"
     infirmary, recovery = Infirmary(settings.quarantine_backoff_s, settings.poison_ttl_s), Recovery(telemetry)
     infirmary.on_recovered = recovery.recovered
+    kills = MemoryKills(root)
     crew = Crew(
         settings,
         infirmary,
@@ -140,6 +144,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         pool=pool,
         passage=passage,
         on_ready=lambda hello: timeline.mark("imported", hello.imported_s),
+        memory_killed=kills.claim,
     )
     domains = tuple(crew.domains(device, bytes_of[Place(device)], spawned) for device, spawned in enumerate(booted.workers))
     placement = Placement(copies, pool.slab_bytes, disk.disk_bytes if disk is not None else None, crew.apart)
@@ -164,7 +169,7 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     recovery.cache = cache
     rollout, declarations = _declared(settings, catalogue, cache, stores)
     keeping, wakeup = _warm(settings, rollout, cache, stores, cores=booted.cores)
-    supervision = Supervision(settings, telemetry, limit_bytes=limit_bytes, devices=domains)
+    supervision = Supervision(settings, telemetry, limit_bytes=limit_bytes, devices=domains, kills=kills)
     pod = Pod(
         settings=settings,
         name=keeping.pod,
@@ -266,6 +271,8 @@ async def _serve(settings: Settings, booted: Booted) -> int:
         log.error("%s", error)  # noqa: TRY400 (the sentence tells; the traceback does not)
         return 2
     pod = parts.pod
+    output = Output(booted.output, "zygote")
+    output.start()
     parts.declarations.read()
     watching = asyncio.create_task(parts.declarations.watch(), name="declarations")
     await _adopt(parts)
@@ -301,6 +308,7 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     await parts.keeping.end()
     await admin.drain(1.0)
     await asyncio.gather(*(domains.stop(HUNG_S) for domains in parts.domains))
+    output.close()
     await parts.supervision.stop()
     await parts.rollout.close()
     await pod.cache.close()

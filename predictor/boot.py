@@ -35,6 +35,7 @@ class Booted(NamedTuple):
     workers      one per device; torch is being imported by now
     starter      what starts their successors, and others
     listening_s  moment of CLOCK_BOOTTIME
+    output       what the zygote prints: a pipe's end to read; -1: there is none
     """
 
     inference: socket.socket
@@ -45,6 +46,7 @@ class Booted(NamedTuple):
     workers: tuple[Spawned, ...]
     starter: Starter
     listening_s: float
+    output: int = -1
 
 
 def main() -> int:
@@ -83,14 +85,15 @@ def boot() -> Booted:
     cores = cpu_quota()
     threads = max(1, cores // count)
     kind = _kind(os.environ.get("HEARTH_DEVICE", "auto"))
-    zygote = Zygote(threads) if kind == "cpu" else None
+    output, output_theirs = os.pipe() if kind == "cpu" else (-1, -1)
+    zygote = Zygote(threads, output=output_theirs) if kind == "cpu" else None
     if zygote is not None:
         atexit.register(zygote.close)
     start = starter(zygote)
     workers = tuple(start(device, kind, threads, FIRST) for device in range(count))
     if Boundary.from_environment().mode != "off":
         shut()
-    return Booted(inference, admin, kind, cores, threads, workers, start, listening_s)
+    return Booted(inference, admin, kind, cores, threads, workers, start, listening_s, output)
 
 
 def _kind(wanted: str) -> str:

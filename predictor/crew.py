@@ -36,6 +36,7 @@ class Crew:
     pool           where weights are
     passage        where requests are received
     on_ready       told of every worker that is up
+    memory_killed  see Worker
 
     all            the devices that were made
     """
@@ -52,6 +53,7 @@ class Crew:
         pool: Pool,
         passage: Passage,
         on_ready: Callable[[Hello], object],
+        memory_killed: Callable[[], bool],
     ) -> None:
         self.all: list[Domains] = []
         self._settings = settings
@@ -63,6 +65,7 @@ class Crew:
         self._pool = pool
         self._passage = passage
         self._on_ready = on_ready
+        self._memory_killed = memory_killed
         self._overdue: set[ModelRef] = set()
 
     def domains(self, device: int, budget_bytes: int, first: Spawned) -> Domains:
@@ -88,6 +91,7 @@ class Crew:
                 on_lost=on_lost,
                 on_death=on_death,
                 first=first,
+                memory_killed=self._memory_killed,
             )
 
         def unmake(worker: Worker) -> None:

@@ -16,14 +16,13 @@ import asyncio
 import faulthandler
 import logging
 import os
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol, TextIO
+from typing import Final, Protocol
 
-from predictor import human
+from predictor import human, log_stream
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +32,8 @@ WATCHDOG_S: Final = 0.5
 REARM_TICKS: Final = 20
 """Setting faulthandler's timer ends a thread and makes one: 0.1 to 0.6 ms with the GIL held, every ten seconds."""
 MINUTE_S: Final = 60.0
+SETTLE_S: Final = 1.0
+"""How long the watchdog waits for the log, whose thread may not be heard at all when the GIL is held."""
 STUCK_STATUS: Final = 70
 """EX_SOFTWARE of sysexits.h: our own mistake, not the operator's."""
 
@@ -135,16 +136,12 @@ class Pulse:
         self._due_s = now_s + BEAT_S
         self._timer = asyncio.get_running_loop().call_later(BEAT_S, self._beat)
 
-    @staticmethod
-    def _log() -> TextIO | int:
-        return sys.__stderr__ or 2
-
     def _watch(self) -> None:
         seen, ticks, log_ticks = -1, 0, max(round(self._stuck_log_s / WATCHDOG_S), 1)
         while not self._stopping.wait(WATCHDOG_S):
             if self._stuck_log_s and ticks % REARM_TICKS == 0:
                 # Only heard of where this thread is not: whoever computes without end may hold the GIL.
-                faulthandler.dump_traceback_later(REARM_TICKS * WATCHDOG_S + self._stuck_log_s, file=self._log())
+                faulthandler.dump_traceback_later(REARM_TICKS * WATCHDOG_S + self._stuck_log_s, file=log_stream.descriptor())
             ticks += 1
             if self._beats != seen:
                 seen = self._beats
@@ -154,9 +151,12 @@ class Pulse:
             stuck_s = self._stopped_ticks * WATCHDOG_S
             if self._stuck_log_s and self._stopped_ticks == log_ticks:
                 log.error("the event loop stands still for %s (HEARTH_STUCK_LOG_S); all threads:", human.span(stuck_s))
-                faulthandler.dump_traceback(file=self._log())
+                log_stream.settle(SETTLE_S)
+                # With the GIL held, as whoever waits for faulthandler's thread does: a descriptor that blocks would stop all.
+                faulthandler.dump_traceback(file=log_stream.descriptor())
             if self._stuck_exit_s and stuck_s >= self._stuck_exit_s:
                 log.critical("the event loop stands still for %s: this process ends (HEARTH_STUCK_EXIT_S)", human.span(stuck_s))
+                log_stream.settle(SETTLE_S)
                 self._end(STUCK_STATUS)
                 return
 

@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from predictor import log_stream
 from predictor.descriptors import connections, raise_limit
 from predictor.health import Ailment, Pulse
 from predictor.model import ModelRef
 from predictor.settings import Settings
 from predictor.telemetry import Telemetry
 from predictor.workers.domains import Domains
-from predictor.workers.memory_watch import Candidate, MemoryWatch
+from predictor.workers.memory_watch import Candidate, MemoryKills, MemoryWatch
 from predictor.workers.scratch_watch import ScratchWatch
 from predictor.workers.spawn import end_orphans
 
@@ -37,6 +38,7 @@ class Supervision:
 
     limit_bytes  of the container's memory; None: it has no limit of its own, and other processes beside it
     devices      with the workers of each
+    kills        by the kernel, looked at regularly
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class Supervision:
         *,
         limit_bytes: int | None,
         devices: Sequence[Domains],
+        kills: MemoryKills,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._devices = devices
+        self._kills = kills
         self._clock = clock
         self._pulse = Pulse(
             telemetry.histogram("hearth_loop_lag_seconds"),
@@ -58,6 +62,8 @@ class Supervision:
         )
         self._ailment = Ailment(settings.sick_timeout_s)
         self._told = ""
+        self._log_dropped = telemetry.counter("hearth_log_dropped_total")
+        self._counted = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._memory: MemoryWatch | None = None
         if limit_bytes is not None:
@@ -113,8 +119,16 @@ class Supervision:
             if state and state != self._told:
                 log.error("%s: %s", state, hopeless or failure)
             self._told = state
+            self._kills.look()
+            self._count_dropped()
             end_orphans()
             await asyncio.sleep(LOOK_S)
+
+    def _count_dropped(self) -> None:
+        stream = log_stream.installed()
+        dropped = stream.dropped if stream is not None else 0
+        self._log_dropped.inc(dropped - self._counted)
+        self._counted = dropped
 
 
 def _models(refs: Sequence[ModelRef]) -> str:

@@ -67,6 +67,7 @@ METRICS: Final = (
     Metric("hearth_worker_deaths_total", "counter", ("device",), "Worker processes that ended unasked."),
     Metric("hearth_device_failed", "gauge", ("device",), "1 while the workers of a device do not start, else 0."),
     Metric("hearth_loop_lag_seconds", "histogram", (), "How late the front's event loop was, ten times a second."),
+    Metric("hearth_log_dropped_total", "counter", (), "Log lines that were dropped because nobody read the log fast enough."),
     Metric("hearth_working_set_bytes", "gauge", (), "Memory of the container in use, without page cache that can be dropped."),
     Metric("hearth_memory_ends_total", "counter", (), "Workers ended because the container's memory ran out."),
     Metric("hearth_builds_waiting", "gauge", (), "Loads that wait for memory, because other workers are building."),

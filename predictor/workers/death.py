@@ -5,9 +5,11 @@ What stays out: noticing it (worker.py), what follows for the models (recovery.p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from predictor import wire
 from predictor.errors import ComputedTooLong, HearthError, WorkerDied, WorkerRestarting, WorkerTaken
 from predictor.model import ModelRef
 from predictor.workers.link import Pending
@@ -17,6 +19,7 @@ BUILD_TIMEOUT: Final = "build timeout"
 HUNG_UP: Final = "hung up"
 EXIT: Final = "exit"
 LOST_DEVICE: Final = "device lost"
+KERNEL_OUT_OF_MEMORY: Final = "out of memory (kernel)"
 
 
 class Death(NamedTuple):
@@ -42,6 +45,22 @@ class Sentence(NamedTuple):
     reason: str
     cause: str
     blame: ModelRef | None
+
+
+def ended(status: int, memory_killed: Callable[[], bool]) -> tuple[str, str]:
+    """The reason and the cause of an end.
+
+    status         as Process.poll tells it
+    memory_killed  asked if that was SIGKILL: whether the kernel killed somebody because memory ran out
+    """
+    if status == wire.LOST_DEVICE_STATUS:
+        return "its device computed nothing any more after an error", LOST_DEVICE
+    if status >= 0:
+        return f"exit status {status}", EXIT
+    if status == -signal.SIGKILL and memory_killed():
+        return "killed by the kernel: out of memory", KERNEL_OUT_OF_MEMORY
+    name = signal.Signals(-status).name
+    return f"killed by {name}", name
 
 
 def judge(name: str, status: tuple[str, str], sentence: Sentence | None, inside: Sequence[Pending]) -> Death:

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -28,19 +29,28 @@ SETTLE_S: Final = 1.0
 
 COMPLAIN_S: Final = 60.0
 
+CLAIM_S: Final = 5.0
+"""How long a kill by the kernel explains a death: the front learns of one within milliseconds, and counts once a second."""
+
 
 class Cgroup(NamedTuple):
-    """Where one version of cgroups tells memory. ``usage`` has page cache in it, ``cache`` is the line of how much of it."""
+    """Where one version of cgroups tells memory. ``usage`` has page cache in it, ``cache`` is the line of how much of it.
+
+    kills  where the kernel counts processes that it killed for memory, in the line KILLS
+    """
 
     usage: str
     stat: str
     cache: str
+    kills: str
 
 
 VERSIONS: Final = (
-    Cgroup("memory.current", "memory.stat", "inactive_file"),
-    Cgroup("memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    Cgroup("memory.current", "memory.stat", "inactive_file", "memory.events"),
+    Cgroup("memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file", "memory/memory.oom_control"),
 )
+
+KILLS: Final = "oom_kill"
 
 
 class Candidate(NamedTuple):
@@ -77,6 +87,43 @@ def left_bytes(limit_bytes: int | None, share: float, root: Path = Path("/")) ->
     """What the container may yet use of ``share`` of its limit; None: it has none, or no cgroup tells."""
     used = working_set(root) if limit_bytes is not None else None
     return None if limit_bytes is None or used is None else max(int(share * limit_bytes) - used, 0)
+
+
+def kernel_kills(root: Path = Path("/")) -> int | None:
+    """Processes of the container that the kernel ever killed because memory ran out; None: no cgroup tells."""
+    for version in VERSIONS:
+        with contextlib.suppress(OSError, ValueError):
+            lines = (line.split() for line in (root / "sys/fs/cgroup" / version.kills).read_text().splitlines())
+            return next((int(count) for name, count in lines if name == KILLS), None)
+    return None
+
+
+class MemoryKills:
+    """Whom the kernel killed because memory ran out. It counts, and does not say who that was: whoever died of SIGKILL then."""
+
+    def __init__(self, root: Path = Path("/"), *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._root = root
+        self._clock = clock
+        self._seen = kernel_kills(root)
+        self._unclaimed: deque[float] = deque(maxlen=64)
+
+    def look(self) -> None:
+        """Count, now and then: a kill that nobody claims in time was no worker's."""
+        count, now_s = kernel_kills(self._root), self._clock()
+        if count is not None:
+            if self._seen is not None:
+                self._unclaimed.extend([now_s] * min(count - self._seen, 64))
+            self._seen = count
+        while self._unclaimed and self._unclaimed[0] < now_s - CLAIM_S:
+            self._unclaimed.popleft()
+
+    def claim(self) -> bool:
+        """Whether whoever died just now was killed so."""
+        self.look()
+        if self._unclaimed:
+            self._unclaimed.popleft()
+            return True
+        return False
 
 
 def own_bytes(pid: int, proc: Path = Path("/proc")) -> int:

@@ -12,11 +12,11 @@ import contextlib
 import fcntl
 import logging
 import os
-import select
-import sys
 import time
 from collections.abc import Callable
 from typing import Final
+
+from predictor import log_stream
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Output:
 
     descriptor  the pipe's end to read; this object's from here on. -1: there is none
     name        of the worker, for the log
-    write       where to, without waiting; returns how much of it went
+    write       where to, without waiting; returns how much of it went. None: into the log
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Output:
         self.dropped_bytes = 0
         self._descriptor = descriptor
         self._name = name
-        self._write = write or to_stderr
+        self._write = write or log_stream.relay
         self._clock = clock
         self._left_bytes = float(BURST_BYTES)
         self._looked_s = clock()
@@ -99,7 +99,7 @@ class Output:
         self._flooding = allowed < (READ_BYTES if self._flooding else 1)
         if not (self._throw_away() if self._flooding else self._pass_on()):
             self._pause(COMPLAIN_S)  # it closed its output, and lives on
-        elif self._flooding:
+        else:  # byte by byte, each with a turn of the loop, one worker could have most of it
             self._pause(PAUSE_S)
 
     def _pause(self, seconds: float) -> None:
@@ -120,7 +120,7 @@ class Output:
         except BlockingIOError:
             return False
         passed = self._write(found[: max(self._allowed(), 0)])
-        self._left_bytes -= passed
+        self._left_bytes -= len(found)  # also what the log had no room for: else a flood would never be called one
         self._lose(len(found) - passed)
         return bool(found)
 
@@ -143,19 +143,3 @@ class Output:
         if self._untold_bytes and (at_once or now_s - self._told_s >= COMPLAIN_S):
             log.warning("worker %s prints too much: %d bytes of output were dropped", self._name, self._untold_bytes)
             self._untold_bytes, self._told_s = 0, now_s
-
-
-def to_stderr(data: bytes) -> int:
-    """Write to standard error as much as it takes without waiting: a pipe that nobody reads must not stop the front."""
-    if sys.__stderr__ is None or not data:
-        return 0
-    descriptor = sys.__stderr__.fileno()
-    ready, written = select.poll(), 0
-    ready.register(descriptor, select.POLLOUT)
-    try:
-        # A pipe that can be written to takes PIPE_BUF bytes at once (pipe(7)); more might block.
-        while written < len(data) and any(event & select.POLLOUT for _, event in ready.poll(0)):
-            written += os.write(descriptor, data[written : written + select.PIPE_BUF])
-    except OSError:  # nobody will ever read it
-        return written
-    return written

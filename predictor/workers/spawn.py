@@ -279,7 +279,7 @@ def spawn(device: int, kind: str, threads: int) -> Spawned:
     numbers = [str(number) for number in (os.getpid(), device, threads, *ends.theirs)]
     try:
         arguments = ["-m", "predictor.engine", kind, *numbers, Boundary.from_environment().told(), folder]
-        process = Child(execute(arguments, ends.theirs, threads), scratch=folder)
+        process = Child(execute(arguments, ends.theirs, threads, output=ends.theirs[3]), scratch=folder)
     except OSError as error:
         print(f"hearth: no worker could be started: {error}", file=sys.stderr)  # noqa: T201 (no log is set up at boot)
         process = Child(scratch=folder, status=LOST)
@@ -288,12 +288,15 @@ def spawn(device: int, kind: str, threads: int) -> Spawned:
     return ends.spawned(process, folder)
 
 
-def execute(arguments: list[str], kept: tuple[int, ...], threads: int) -> int:
+def execute(arguments: list[str], kept: tuple[int, ...], threads: int, *, output: int = -1) -> int:
     """Start our interpreter with ``arguments``, the descriptors ``kept`` and a scrubbed environment. Returns its pid.
 
     OSError: the system has no room for it.
+
+    output  where it prints; -1: where we do
     """
-    output = sys.__stderr__.fileno() if sys.__stderr__ else 2
+    if output < 0:
+        output = sys.__stderr__.fileno() if sys.__stderr__ else 2
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_DUP2, output, 1),

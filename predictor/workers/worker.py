@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Final, Protocol
@@ -17,7 +16,7 @@ from predictor.errors import HearthError, LoadFailed, Unavailable, WorkerDied, W
 from predictor.model import ModelRef, ModelSpec, TensorSpec
 from predictor.passage import Passage
 from predictor.wire import Field, File, FromWorker, Hello, Load, Loaded, Ran, Run, Unload, send_arena, send_pool
-from predictor.workers.death import BUILD_TIMEOUT, EXECUTE_TIMEOUT, EXIT, HUNG_UP, LOST_DEVICE, Death, Sentence, judge, obituary
+from predictor.workers.death import BUILD_TIMEOUT, EXECUTE_TIMEOUT, HUNG_UP, Death, Sentence, ended, judge, obituary
 from predictor.workers.dispatch import Answer, Outcome, Work
 from predictor.workers.link import Link, Reply
 from predictor.workers.output import Output
@@ -63,6 +62,8 @@ class Worker:
     on_lost      it is gone, unasked, and every model in it
     on_death     the same a moment later, when the process has ended and before its requests are told
     first        the process the boot started already
+
+    memory_killed  whether the kernel killed somebody just now because memory ran out, whom nobody else has claimed to be
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Worker:
         on_lost: Callable[[], None],
         on_death: Callable[[Death], None],
         first: Spawned | None = None,
+        memory_killed: Callable[[], bool] = lambda: False,
     ) -> None:
         self.device = device
         self.name = name
@@ -101,6 +103,7 @@ class Worker:
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._on_death = on_death
+        self._memory_killed = memory_killed
         self._spawned = first
         self._link: Link | None = None
         self._up = asyncio.Event()
@@ -329,11 +332,7 @@ class Worker:
         for _ in range(50):
             status = spawned.process.poll()
             if status is not None:
-                if status >= 0:
-                    if status == wire.LOST_DEVICE_STATUS:
-                        return "its device computed nothing any more after an error", LOST_DEVICE
-                    return f"exit status {status}", EXIT
-                return f"killed by {signal.Signals(-status).name}", signal.Signals(-status).name
+                return ended(status, lambda: self._condemned is None and self._memory_killed())
             await asyncio.sleep(0.01)
         spawned.process.kill()
         await asyncio.to_thread(spawned.process.wait)

@@ -35,10 +35,12 @@ class Zygote:
     """One per pod that computes on the host's processor.
 
     threads  what its libraries are told at import; every worker has a number of its own
+    output   what it prints to, a pipe's end: a log that nobody reads shall not stop it; -1: to standard error, as we do
     """
 
-    def __init__(self, threads: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, threads: int, *, output: int = -1, clock: Callable[[], float] = time.monotonic) -> None:
         self._threads = threads
+        self._output = output
         self._clock = clock
         self._process = Child(status=LOST)
         self._requests: socket.socket | None = None
@@ -108,7 +110,7 @@ class Zygote:
                 str(theirs.fileno()),
                 Boundary.from_environment().told(),
             ]
-            self._process = Child(execute(arguments, (theirs.fileno(),), self._threads))
+            self._process = Child(execute(arguments, (theirs.fileno(),), self._threads, output=self._output))
             self._requests = requests
         except OSError as error:
             requests.close()

@@ -10,7 +10,7 @@ import pytest
 
 from predictor.errors import NoWorkerLeft, WorkerRestarting
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
-from predictor.workers.death import Death
+from predictor.workers.death import KERNEL_OUT_OF_MEMORY, Death
 from predictor.workers.dispatch import Outcome, Work
 from predictor.workers.domains import LINGER_S, Domains, Occupied, domain_of
 from predictor.workers.worker import Worker
@@ -58,9 +58,9 @@ class FakeWorker:
     def end(self, reason: str, cause: str, blame: ModelRef | None = None) -> None:
         self.ended.append((reason, cause, blame))
 
-    def die(self, reason: str = "killed by SIGSEGV") -> None:
+    def die(self, reason: str = "killed by SIGSEGV", cause: str = "SIGSEGV") -> None:
         self._on_lost()
-        self._on_death(Death(self.name, reason, "SIGSEGV"))
+        self._on_death(Death(self.name, reason, cause))
 
 
 class Bench:
@@ -70,6 +70,7 @@ class Bench:
         self.made: list[FakeWorker] = []
         self.unmade: list[FakeWorker] = []
         self.told: list[tuple[str, object]] = []
+        self.deaths: list[Death] = []
         self.sick: set[ModelRef] = set()
         self.gives_way = 0
         self.domains = Domains(
@@ -93,6 +94,7 @@ class Bench:
 
     def died(self, device: int, death: Death, refs: tuple[ModelRef, ...]) -> None:
         self.told.append(("died", refs))
+        self.deaths.append(death)
 
     def carries(self, ref: ModelRef) -> None:
         self.told.append(("carries", ref))
@@ -206,6 +208,18 @@ async def test_the_first_model_carries_its_worker_and_hands_it_on_when_it_goes()
     assert not pool.domains.carried(a), "the pool's worker is in the budgets"
     pool.sick.add(b.ref)
     assert pool.domains.carried(b)
+
+
+async def test_a_model_alone_in_a_worker_that_the_kernel_killed_for_memory_is_blamed_and_one_of_several_is_not() -> None:
+    bench = Bench("model")
+    a = spec("a")
+    (worker,) = bench.enter(a)
+    worker.die("killed by the kernel: out of memory", KERNEL_OUT_OF_MEMORY)
+    assert [death.culprit for death in bench.deaths] == [a.ref]
+    shared = Bench("pool")
+    shared.enter(spec("a"), spec("b"))
+    shared.made[0].die("killed by the kernel: out of memory", KERNEL_OUT_OF_MEMORY)
+    assert [death.culprit for death in shared.deaths] == [None]
 
 
 async def test_a_dead_workers_models_are_told_and_whoever_asks_next_gets_another_worker() -> None:

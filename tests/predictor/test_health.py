@@ -86,6 +86,30 @@ asyncio.run(main())
     assert done.stderr.count("in stand_still") == 1
 
 
+def test_stacks_that_nobody_reads_stop_nobody() -> None:
+    """faulthandler writes with the GIL held: a full pipe would be the end of every thread."""
+    code = """
+import asyncio, sys, time
+from predictor import log_stream
+from predictor.health import Pulse
+class Lag:
+    def observe(self, value): pass
+async def main():
+    log_stream.install()
+    for _ in range(3000):
+        print("x" * 100, file=sys.stderr)
+    pulse = Pulse(Lag(), max_late_s=30, stuck_log_s=0.3, stuck_exit_s=0)
+    pulse.start()
+    await asyncio.sleep(0.25)
+    time.sleep(2.5)
+    await asyncio.sleep(0.25)
+    pulse.stop()
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as child:
+        assert child.wait(30) == 0
+
+
 def test_a_process_that_was_stopped_as_a_whole_is_not_stuck() -> None:
     """Three seconds of SIGSTOP would be more than the second after which it ends."""
     code = """

@@ -10,23 +10,34 @@ from pathlib import Path
 import pytest
 
 from predictor.policy.pressure import LOOK_S
-from predictor.workers.memory_watch import OUT_OF_MEMORY, SETTLE_S, Candidate, MemoryWatch, own_bytes, working_set
+from predictor.workers.memory_watch import (
+    CLAIM_S,
+    OUT_OF_MEMORY,
+    SETTLE_S,
+    Candidate,
+    MemoryKills,
+    MemoryWatch,
+    own_bytes,
+    working_set,
+)
 
 MB = 1 << 20
 PAGE = 4096
 
 
-def cgroup2(root: Path, used: int, cache: int = 0) -> None:
+def cgroup2(root: Path, used: int, cache: int = 0, kills: int = 0) -> None:
     folder = root / "sys/fs/cgroup"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.events").write_text(f"low 0\nhigh 0\nmax 9\noom 3\noom_kill {kills}\noom_group_kill 0\n")
     (folder / "memory.stat").write_text(f"anon 4096\ninactive_file {cache}\nactive_file 8192\n")
 
 
-def cgroup1(root: Path, used: int, cache: int = 0) -> None:
+def cgroup1(root: Path, used: int, cache: int = 0, kills: int = 0) -> None:
     folder = root / "sys/fs/cgroup/memory"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "memory.usage_in_bytes").write_text(f"{used}\n")
+    (folder / "memory.oom_control").write_text(f"oom_kill_disable 0\nunder_oom 0\noom_kill {kills}\n")
     (folder / "memory.stat").write_text(f"cache 1\ninactive_file 7\ntotal_inactive_file {cache}\n")
 
 
@@ -93,6 +104,40 @@ def test_the_worker_with_most_of_its_own_is_ended_before_the_limit(tmp_path: Pat
     assert name == "fat"
     assert told.startswith(f"{OUT_OF_MEMORY} | out of memory: 1.0 GB of 1.0 GB are in use")
     assert pod.counted == 1
+
+
+@VERSIONS
+def test_a_death_is_the_kernels_doing_where_its_count_rose(tmp_path: Path, write: Callable[..., None]) -> None:
+    write(tmp_path, MB, kills=2)
+    kills = MemoryKills(tmp_path)
+    assert not kills.claim(), "those were before us"
+    write(tmp_path, MB, kills=4)
+    assert [kills.claim() for _ in range(3)] == [True, True, False]
+
+
+@VERSIONS
+def test_what_the_kernel_killed_long_ago_explains_no_death_of_today(tmp_path: Path, write: Callable[..., None]) -> None:
+    now_s = 100.0
+    write(tmp_path, MB)
+    kills = MemoryKills(tmp_path, clock=lambda: now_s)
+    write(tmp_path, MB, kills=1)  # a process that a model had forked
+    kills.look()
+    now_s += CLAIM_S + 1
+    assert not kills.claim()
+    write(tmp_path, MB, kills=2)
+    kills.look()
+    now_s += CLAIM_S - 1
+    assert kills.claim()
+
+
+def test_without_a_cgroup_the_kernel_killed_nobody(tmp_path: Path) -> None:
+    kills = MemoryKills(tmp_path)
+    kills.look()
+    assert not kills.claim()
+    cgroup2(tmp_path, MB, kills=7)
+    assert not kills.claim(), "nobody knows when those were"
+    (tmp_path / "sys/fs/cgroup/memory.events").write_text("oom_kill many\n")
+    assert not kills.claim()
 
 
 def test_the_next_one_is_only_ended_when_the_first_ones_memory_is_back(tmp_path: Path) -> None:

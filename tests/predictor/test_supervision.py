@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -111,6 +113,35 @@ def test_where_memory_is_scarce_cold_models_are_built_one_after_the_other(s3: Fa
     finally:
         status, logged = server.stop()
     assert status == 0, logged
+
+
+@pytest.mark.parametrize(("write", "limit"), [(cgroup1, "memory/memory.limit_in_bytes"), (cgroup2, "memory.max")])
+def test_a_worker_that_the_kernel_killed_for_memory_is_told_as_that(
+    s3: FakeS3, tmp_path: Path, write: Callable[..., None], limit: str
+) -> None:
+    write(tmp_path, GIB, kills=3)
+    (tmp_path / "sys/fs/cgroup" / limit).write_text(str(4 * GIB))
+    server = Server(s3, isolation="model", system_root=str(tmp_path), quarantine_backoff_s="60")
+    try:
+        for name in ("healthy", "hoard"):
+            assert server.infer(name).status_code == 200
+        (hoard,) = server.children("hearth-worker model:hoard")
+        write(tmp_path, GIB, kills=4)
+        os.kill(hoard, signal.SIGKILL)
+        _until(lambda: "hearth_worker_deaths_total" in server.admin.get("/metrics").text)
+        refused = server.infer("hoard")
+        assert refused.status_code == 503
+        assert "killed by the kernel: out of memory" in refused.json()["error"]
+        counted = 'hearth_model_deaths_total{cause="out of memory (kernel)",model="hoard"} 1.0'
+        assert counted in server.admin.get("/metrics").text
+        (healthy,) = server.children("hearth-worker pool")  # the first one, forked before anybody knew whose it would be
+        os.kill(healthy, signal.SIGKILL)  # by somebody else
+        _until(lambda: 'hearth_worker_deaths_total{device="0"} 2.0' in server.admin.get("/metrics").text)
+        assert server.infer("healthy").status_code == 200
+    finally:
+        status, logged = server.stop()
+    assert status == 0, logged
+    assert "ended: killed by SIGKILL" in logged
 
 
 def test_a_pod_that_is_hopeless_is_not_live_and_says_why() -> None:

@@ -20,7 +20,7 @@ from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
 from predictor.passage import Passage
 from predictor.tiers.slabs import Arena, SlabPool
 from predictor.wire import FRAME, Frames, Hello, Run, Tensor, Unload, encode_head, to_worker_decoder
-from predictor.workers.death import Death
+from predictor.workers.death import KERNEL_OUT_OF_MEMORY, Death
 from predictor.workers.dispatch import Answer, Outcome, Work
 from predictor.workers.spawn import Starter, cpu_quota
 from predictor.workers.worker import Worker
@@ -74,6 +74,7 @@ class Bench:
         self.deaths: list[str] = []
         self.died: list[Death] = []
         self.lost = 0
+        self.kernel_killed = False
         self.arenas: list[Arena] = []
         self.pool = SlabPool(64 << 20)
         self.passage = Passage(64 << 20, "requests")
@@ -90,6 +91,7 @@ class Bench:
             on_lost=self._count,
             on_death=self._died,
             starter=starter,
+            memory_killed=lambda: self.kernel_killed,
         )
 
     def _died(self, death: Death) -> None:
@@ -382,6 +384,30 @@ async def test_an_idle_death_blames_nobody_and_one_inside_blames_who_was(bench: 
     with pytest.raises(WorkerDied, match="model slow-again:1 ended its worker"):
         await asked
     assert bench.died[-1].culprit == slow
+
+
+async def test_a_worker_that_the_kernel_killed_for_memory_is_told_as_that(bench: Bench) -> None:
+    slow = await bench.load("hoards", affine_pytorch(scale=1.0), sleep_s=2.0)
+    bench.kernel_killed = True
+    asked = bench.ask(slow, *X)
+    await bench.until_it_computes()
+    os.kill(bench.pid, signal.SIGKILL)
+    with pytest.raises(WorkerDied, match=r"model hoards:1 ended its worker \(killed by the kernel: out of memory\)"):
+        await asked
+    assert bench.died[-1] == Death("", "killed by the kernel: out of memory", KERNEL_OUT_OF_MEMORY, slow)
+    slow = await bench.load("hoards", affine_pytorch(scale=1.0), sleep_s=2.0)
+    asked = bench.ask(slow, *X)
+    await bench.until_it_computes()
+    bench.worker.end("we did it", "memory")
+    with pytest.raises(WorkerDied, match="we did it"):
+        await asked
+    slow = await bench.load("hoards", affine_pytorch(scale=1.0), sleep_s=2.0)
+    asked = bench.ask(slow, *X)
+    await bench.until_it_computes()
+    os.kill(bench.pid, signal.SIGSEGV)
+    with pytest.raises(WorkerDied, match="SIGSEGV"):
+        await asked
+    bench.kernel_killed = False
 
 
 async def test_a_worker_without_a_successor_ends_for_good_and_a_load_that_waits_for_it_may_go_elsewhere() -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from predictor.wire import Frames, Hello, from_worker_decoder
 from predictor.workers import scratch
+from predictor.workers.output import Output
 from predictor.workers.spawn import LOST, Child, Spawned
 from predictor.workers.zygote import Zygote
 from tests.predictor.test_confine import attempts
@@ -96,6 +97,29 @@ def test_a_worker_that_is_yet_to_be_forked_can_be_killed() -> None:
     zygote.close()
 
 
+async def test_what_a_zygote_prints_goes_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a pipe holds: the front reads it, as it does its workers'."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    printed = bytearray()
+
+    def write(found: bytes) -> int:
+        printed.extend(found)
+        return len(found)
+
+    ours, theirs = os.pipe()
+    zygote = Zygote(1, output=theirs)
+    output = Output(ours, "zygote", write=write)
+    output.start()
+    spawned = zygote.fork(0, 1, name="a")
+    assert (await asyncio.to_thread(hello, spawned)).pid
+    await asyncio.to_thread(end, spawned)
+    zygote.close()
+    output.close()
+    os.close(theirs)
+    assert b" torch\n" in printed
+    assert len(printed) > 64 << 10
+
+
 def test_a_zygote_that_is_killed_takes_no_worker_along_and_is_replaced_at_the_next_fork() -> None:
     zygote = Zygote(1)
     before = zygote.fork(0, 1, name="before")
@@ -117,7 +141,7 @@ def test_a_zygote_that_keeps_dying_is_replaced_more_and_more_slowly(monkeypatch:
     now_s = 0.0
     started: list[float] = []
 
-    def execute(*_: object) -> int:
+    def execute(*_: object, **_known: object) -> int:
         started.append(now_s)
         return subprocess.Popen(["sleep", "1000"]).pid
 

@@ -18,7 +18,7 @@ RECENT := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python %d.
 # Some environments forbid bytecode: every import of torch then compiles it anew (3 s instead of 1.2).
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install demo test soak lint e2e bench-overhead bench-fairness bench-loadtest bench-alongside bench-policy lock reference clean
+.PHONY: help install demo test soak lint e2e bench-overhead bench-fairness bench-loadtest bench-alongside bench-policy bench-density bench-isolation lock reference clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -45,9 +45,10 @@ demo: install  ## two dozen models share a device budget for six
 test: install  ## the whole test suite; policy/ must be covered branch by branch
 	$(BIN)/python -m pytest --cov=predictor.policy --cov-branch --cov-report=term:skip-covered --cov-fail-under=100
 
-soak: install  ## what takes long: the simulation with 100,000 events a seed, a pod under 20,000 requests
+soak: install  ## what takes long: the simulation with 100,000 events a seed, a pod under 20,000 requests, 1,000 dead workers
 	SOAK_SIM_EVENTS=100000 SOAK_SIM_SEEDS=8 $(BIN)/python -m pytest tests/sim -q
 	SOAK_REQUESTS=20000 SOAK_TURNS=200 $(BIN)/python -m pytest tests/predictor/test_many_models.py tests/predictor/test_pod_tiers.py -q -s
+	SOAK_DEATHS=1000 $(BIN)/python -m pytest tests/predictor/test_pod_isolation.py -k leave_nothing -q -s
 	SOAK_STALL_S=10 $(BIN)/python -m pytest tests/loadtest/test_run.py -q -s
 
 lint: install  ## ruff, mypy, import-linter, house tests
@@ -78,6 +79,12 @@ bench-alongside: install $(PEERS)/.installed  ## the load test against Hearth an
 bench-policy: install  ## eviction, wake-up and retention on public traces (TRACES=folder; docs/simulate.md says whose; BENCH="--jobs 2")
 	@test -n "$(TRACES)" || { echo "TRACES=folder: where the downloads are (docs/simulate.md)" >&2; exit 2; }
 	$(BIN)/python -m loadtest.simulation.bench --traces $(TRACES) $(BENCH)
+
+bench-density: install  ## what one more worker takes, in memory and time (BENCH="--forked 100")
+	$(BIN)/python -m loadtest.isolation.density $(BENCH)
+
+bench-isolation: install $(PEERS)/.installed  ## evil models beside healthy ones, here and on Triton (BENCH="--seconds 5 --domains model")
+	$(BIN)/python -m loadtest.isolation --peers-venv $(PEERS) $(BENCH)
 
 # Without their dependencies: Triton and uvicorn run with the packages of $(VENV), so that torch and numpy are the same for all.
 # wrk is Debian's; where there is neither apt-get nor a wrk on the PATH, the bench says so and ends.

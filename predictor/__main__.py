@@ -17,15 +17,19 @@ from typing import Final, NamedTuple
 import uvloop
 from pydantic import ValidationError
 
+from predictor import log_stream
 from predictor.api.http import HttpServer
 from predictor.api.pod import ModelCatalogue, Pod, PodState, safe
 from predictor.api.state import release
 from predictor.boot import Booted, boot
 from predictor.cache import Cache
 from predictor.catalogue import Catalogue
+from predictor.crew import PASSAGE_SHARE, Crew
 from predictor.declarations import Declarations
+from predictor.descriptors import TooFewDescriptors
 from predictor.errors import HearthError
 from predictor.hops import Hops
+from predictor.infirmary import Infirmary
 from predictor.keeping import Keeping
 from predictor.model import Tier
 from predictor.passage import Passage
@@ -34,9 +38,12 @@ from predictor.policy.eviction import Rules
 from predictor.policy.ledger import Ledger
 from predictor.policy.residency import RAM, Place
 from predictor.profiles import Profiles
+from predictor.recovery import Recovery
 from predictor.rollout import Rollout
 from predictor.settings import Settings
+from predictor.supervision import Supervision, within_descriptors
 from predictor.telemetry import Batches, Telemetry, Timeline
+from predictor.tiers.arenas import SeparateArenas
 from predictor.tiers.budgets import NoBudget, budgets, memory_limit
 from predictor.tiers.device import Placement, WorkerDevice
 from predictor.tiers.disk import Disk
@@ -45,19 +52,18 @@ from predictor.tiers.slabs import AHEAD_BYTES, SlabPool
 from predictor.tiers.store import Stores
 from predictor.wakeup import WakeUp
 from predictor.wishes import Wish
+from predictor.workers.builds import Builds
 from predictor.workers.dispatch import Dispatcher
-from predictor.workers.worker import Worker
+from predictor.workers.domains import POOL, Domains
+from predictor.workers.memory_watch import MemoryKills, left_bytes
+from predictor.workers.output import Output
 
 log = logging.getLogger("hearth")
 
-HEAP_BYTES: Final = 256 << 20
-"""What a worker may allocate beyond its device's budget and the request bodies: its heap's slack, and the runtimes' own."""
-
-PASSAGE_SHARE: Final = 2
-"""The passage's length in HEARTH_MAX_BODY_BYTES_IN_FLIGHT, which bounds what is written into it: sizes are rounded up, gaps
-are left, and a body's place is taken when it is announced. Pages appear when bytes do."""
-
 RESCAN_S: Final = 60.0
+
+HUNG_S: Final = 1.0
+"""How long a worker may take to end when the grace period is over: one that computes nothing takes 10 ms."""
 
 TOUCH_AFTER_S: Final = 10.0
 """When the RAM pool's memory begins to be touched ahead of its use: a cold start needs the CPU for itself."""
@@ -75,6 +81,7 @@ def run(booted: Booted) -> int:
             name = str(fault["loc"][0])
             print(f"hearth serve: --{name.replace('_', '-')} (HEARTH_{name.upper()}): {fault['msg']}", file=sys.stderr)  # noqa: T201
         return 2
+    log_stream.install()
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -97,7 +104,8 @@ class Parts(NamedTuple):
     declarations: Declarations
     keeping: Keeping
     wakeup: WakeUp
-    workers: tuple[Worker, ...]
+    domains: tuple[Domains, ...]
+    supervision: Supervision
 
 
 def _build(settings: Settings, booted: Booted) -> Parts:
@@ -111,9 +119,11 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         on_bytes=telemetry.counter("hearth_fetched_bytes_total").inc,
         on_first_ask=functools.partial(_soon, loop, timeline),
     )
-    bytes_of = budgets(settings, booted.kind)
+    root = Path(settings.system_root)
+    bytes_of, limit_bytes = budgets(settings, booted.kind, root=root), memory_limit(root)
     # Memory that the container was given is nobody else's: all of it may be touched before it is needed.
-    pool = SlabPool(bytes_of[RAM], ahead_bytes=AHEAD_BYTES if memory_limit() is None else bytes_of[RAM])
+    ahead_bytes = AHEAD_BYTES if limit_bytes is None else bytes_of[RAM]
+    pool = SlabPool(bytes_of[RAM], ahead_bytes=ahead_bytes) if settings.isolation == POOL else SeparateArenas(bytes_of[RAM])
     ram = SharedMemory(lambda spec: stores.at(spec.bucket, spec.scope), pool)
     catalogue = Catalogue.from_settings(settings, stores)
     passage = Passage(PASSAGE_SHARE * settings.max_body_bytes_in_flight, "requests")
@@ -121,37 +131,30 @@ def _build(settings: Settings, booted: Booted) -> Parts:
     ledger = Ledger({**bytes_of, RAM: pool.size_bytes}, Demand(), rules)
     disk = _disk(settings, telemetry)
     copies = settings.cpu_copy or booted.kind == "cuda"
-    placement = Placement(copies, pool.slab_bytes, disk.disk_bytes if disk is not None else None)
-    profiles = _profiles(settings, booted.kind, placement, bytes_of)
-
-    def lost(device: int) -> None:
-        cache.device_lost(device)
-
-    def died(device: int, reason: str) -> None:
-        log.warning("worker of device %d ended: %s", device, reason)
-        telemetry.counter("hearth_worker_deaths_total", str(device)).inc()
-
-    workers = tuple(
-        Worker(
-            device=device,
-            kind=booted.kind,
-            threads=booted.threads,
-            pool=pool,
-            passage=passage,
-            build_timeout_s=settings.build_timeout_s,
-            execute_timeout_s=settings.execute_timeout_s,
-            on_ready=lambda hello: timeline.mark("imported", hello.imported_s),
-            limit_bytes=bytes_of[Place(device)] + settings.max_body_bytes_in_flight + HEAP_BYTES,
-            on_lost=functools.partial(lost, device),
-            on_death=functools.partial(died, device),
-            first=spawned,
-        )
-        for device, spawned in enumerate(booted.workers)
+    infirmary, recovery = Infirmary(settings.quarantine_backoff_s, settings.poison_ttl_s), Recovery(telemetry)
+    infirmary.on_recovered = recovery.recovered
+    kills = MemoryKills(root)
+    crew = Crew(
+        settings,
+        infirmary,
+        recovery,
+        kind=booted.kind,
+        threads=booted.threads,
+        starter=booted.starter,
+        pool=pool,
+        passage=passage,
+        on_ready=lambda hello: timeline.mark("imported", hello.imported_s),
+        memory_killed=kills.claim,
     )
-    dispatchers = _dispatchers(settings, telemetry, workers, shares_core=booted.kind == "cpu" and booted.cores == 1)
+    domains = tuple(crew.domains(device, bytes_of[Place(device)], spawned) for device, spawned in enumerate(booted.workers))
+    placement = Placement(copies, pool.slab_bytes, disk.disk_bytes if disk is not None else None, crew.apart)
+    profiles = _profiles(settings, booted.kind, placement, bytes_of)
+    dispatchers = _dispatchers(settings, telemetry, crew, shares_core=booted.kind == "cpu" and booted.cores == 1)
+    builds = Builds(functools.partial(left_bytes, limit_bytes, settings.memory_share, root))
+    telemetry.gauge("hearth_builds_waiting").set_function(lambda: builds.waiting)
     devices = [
-        WorkerDevice(worker, dispatcher, ram, copy=copies, budget_bytes=bytes_of[Place(worker.device)])
-        for worker, dispatcher in zip(workers, dispatchers, strict=True)
+        WorkerDevice(domain, dispatcher, ram, copy=copies, budget_bytes=bytes_of[Place(domain.device)], builds=builds)
+        for domain, dispatcher in zip(domains, dispatchers, strict=True)
     ]
     cache = Cache(
         ledger,
@@ -161,9 +164,12 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         timeline,
         max_waiting=settings.max_waiting,
         max_queued=settings.max_queued_per_model,
+        infirmary=infirmary,
     )
+    recovery.cache = cache
     rollout, declarations = _declared(settings, catalogue, cache, stores)
     keeping, wakeup = _warm(settings, rollout, cache, stores, cores=booted.cores)
+    supervision = Supervision(settings, telemetry, limit_bytes=limit_bytes, devices=domains, kills=kills)
     pod = Pod(
         settings=settings,
         name=keeping.pod,
@@ -174,13 +180,12 @@ def _build(settings: Settings, booted: Booted) -> Parts:
         telemetry=telemetry,
         timeline=timeline,
         passage=passage,
-        device_failure=lambda: "; ".join(worker.failure for worker in workers if worker.failure),
+        device_failure=supervision.device_failure,
+        hopeless=supervision.hopeless,
         disk_degraded=lambda: disk.degraded if disk is not None else "",
     )
-    _watch(telemetry, cache, dispatchers)
-    telemetry.gauge("hearth_pool_touched_bytes").set_function(lambda: pool.touched_bytes)
-    telemetry.gauge("hearth_disk_degraded").set_function(lambda: bool(pod.disk_degraded()))
-    return Parts(pod, stores, ram, disk, profiles, catalogue, rollout, declarations, keeping, wakeup, workers)
+    _watch(telemetry, pod, pool, dispatchers)
+    return Parts(pod, stores, ram, disk, profiles, catalogue, rollout, declarations, keeping, wakeup, domains, supervision)
 
 
 def _warm(settings: Settings, rollout: Rollout, cache: Cache, stores: Stores, *, cores: int) -> tuple[Keeping, WakeUp]:
@@ -229,12 +234,19 @@ def _profiles(settings: Settings, kind: str, placement: Placement, bytes_of: Map
     )
 
 
-def _dispatchers(settings: Settings, telemetry: Telemetry, workers: Sequence[Worker], *, shares_core: bool) -> list[Dispatcher]:
+def _dispatchers(settings: Settings, telemetry: Telemetry, crew: Crew, *, shares_core: bool) -> list[Dispatcher]:
     """One for each device; they count in the same metrics."""
     batches = Batches(telemetry)
     return [
-        Dispatcher(worker.run, starvation_s=settings.starvation_s, on_batch=batches, shares_core=shares_core)
-        for worker in workers
+        Dispatcher(
+            domains.run,
+            lane_of=domains.lane,
+            starvation_s=settings.starvation_s,
+            on_batch=batches,
+            on_overdue=crew.overdue,
+            shares_core=shares_core,
+        )
+        for domains in crew.all
     ]
 
 
@@ -254,11 +266,13 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     try:
-        parts = _build(settings, booted)
-    except (HearthError, NoBudget) as error:  # what the AWS variables say makes no sense, or a budget has to be said
+        parts = _build(within_descriptors(settings), booted)
+    except (HearthError, NoBudget, TooFewDescriptors) as error:  # the AWS variables make no sense, or a limit has to be said
         log.error("%s", error)  # noqa: TRY400 (the sentence tells; the traceback does not)
         return 2
     pod = parts.pod
+    output = Output(booted.output, "zygote")
+    output.start()
     parts.declarations.read()
     watching = asyncio.create_task(parts.declarations.watch(), name="declarations")
     await _adopt(parts)
@@ -269,12 +283,13 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     preloading = asyncio.create_task(_preload(wanted, parts.rollout, pod.cache), name="preload")
     waking = asyncio.create_task(parts.wakeup.run(), name="wake-up")
     keeping = asyncio.create_task(parts.keeping.run(), name="keep demand")
-    for worker in parts.workers:
-        await worker.start()
+    for domains in parts.domains:
+        domains.begin()
     inference, admin = HttpServer.inference(pod), HttpServer.admin(pod)
     await inference.start(booted.inference)
     await admin.start(booted.admin)
     pod.state = PodState.SERVING
+    parts.supervision.start()
     log.info(
         "serving %s on http://%s:%d, admin port %d; budgets: %s",
         settings.models or "declared models",
@@ -288,10 +303,13 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     pod.state = PodState.DRAINING
     for task in (preloading, adopting, watching, waking, keeping):
         task.cancel()
+    pod.cache.drain()
     await inference.drain(settings.drain_timeout_s)
     await parts.keeping.end()
     await admin.drain(1.0)
-    await asyncio.gather(*(worker.stop(5.0) for worker in parts.workers))
+    await asyncio.gather(*(domains.stop(HUNG_S) for domains in parts.domains))
+    output.close()
+    await parts.supervision.stop()
     await parts.rollout.close()
     await pod.cache.close()
     await parts.catalogue.close()
@@ -338,8 +356,12 @@ def _churns(cache: Cache, place: Place) -> bool:
     return cache.ledger.churn[place].look(cache.clock()) is not None
 
 
-def _watch(telemetry: Telemetry, cache: Cache, dispatchers: Sequence[Dispatcher]) -> None:
+def _watch(telemetry: Telemetry, pod: Pod, pool: SlabPool | SeparateArenas, dispatchers: Sequence[Dispatcher]) -> None:
     """Let the gauges read the books whenever somebody scrapes them."""
+    cache = pod.cache
+    telemetry.gauge("hearth_pool_touched_bytes").set_function(lambda: pool.touched_bytes)
+    telemetry.gauge("hearth_disk_degraded").set_function(lambda: bool(pod.disk_degraded()))
+    telemetry.gauge("hearth_quarantined").set_function(lambda: len(cache.infirmary.quarantine))
     telemetry.gauge("hearth_waiting_requests").set_function(lambda: cache.waiting)
     for device, dispatcher in enumerate(dispatchers):
         telemetry.gauge("hearth_queued_requests", str(device)).set_function(functools.partial(len, dispatcher))

@@ -7,6 +7,7 @@ Also the console command's entry: whatever is not ``serve`` is cli.py's.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import socket
@@ -14,10 +15,15 @@ import sys
 import time
 from typing import Final, NamedTuple
 
+from predictor.boundary import Boundary
 from predictor.flags import ServeParser, environment
-from predictor.workers.spawn import Spawned, cpu_quota, spawn
+from predictor.workers.spawn import Spawned, Starter, cpu_quota, shut
+from predictor.workers.zygote import Zygote, starter
 
 BACKLOG: Final = 1024
+
+FIRST: Final = "pool"
+"""What the workers are called that serve every model which has none of its own."""
 
 
 class Booted(NamedTuple):
@@ -26,8 +32,10 @@ class Booted(NamedTuple):
     kind         what to compute on: ``cpu`` or ``cuda``
     cores        what all processes of the pod have together
     threads      for each worker's computations
-    workers      one per device, importing torch by now
+    workers      one per device; torch is being imported by now
+    starter      what starts their successors, and others
     listening_s  moment of CLOCK_BOOTTIME
+    output       what the zygote prints: a pipe's end to read; -1: there is none
     """
 
     inference: socket.socket
@@ -36,7 +44,9 @@ class Booted(NamedTuple):
     cores: int
     threads: int
     workers: tuple[Spawned, ...]
+    starter: Starter
     listening_s: float
+    output: int = -1
 
 
 def main() -> int:
@@ -75,8 +85,15 @@ def boot() -> Booted:
     cores = cpu_quota()
     threads = max(1, cores // count)
     kind = _kind(os.environ.get("HEARTH_DEVICE", "auto"))
-    workers = tuple(spawn(device, kind, threads) for device in range(count))
-    return Booted(inference, admin, kind, cores, threads, workers, listening_s)
+    output, output_theirs = os.pipe() if kind == "cpu" else (-1, -1)
+    zygote = Zygote(threads, output=output_theirs) if kind == "cpu" else None
+    if zygote is not None:
+        atexit.register(zygote.close)
+    start = starter(zygote)
+    workers = tuple(start(device, kind, threads, FIRST) for device in range(count))
+    if Boundary.from_environment().mode != "off":
+        shut()
+    return Booted(inference, admin, kind, cores, threads, workers, start, listening_s, output)
 
 
 def _kind(wanted: str) -> str:

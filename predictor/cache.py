@@ -14,14 +14,16 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from predictor import why
 from predictor.chronicle import Chronicle
 from predictor.errors import DeadlineExceeded, HearthError, ModelTooLarge, TooManyRequests, Unavailable
 from predictor.hops import Hops
+from predictor.infirmary import Infirmary
 from predictor.lease import History, Journeys, Lease, Waiter, again
 from predictor.model import ModelRef, ModelSpec, Tier
 from predictor.policy.ledger import Ledger
@@ -47,6 +49,7 @@ class Cache:
     profiles     what a model takes in each place
     max_waiting  requests that may wait for models at once, and pre-loads that may be queued
     max_queued   requests of one model that may wait for its device
+    infirmary    which models may not be loaded now, because they ended workers
     wall_clock   seconds since the epoch, for what people read
     clock        seconds; asyncio's own clock ticks in milliseconds under uvloop, too coarse for a stage
     """
@@ -58,10 +61,12 @@ class Cache:
     timeline: Timeline
     max_waiting: int = 1000
     max_queued: int = 512
+    infirmary: Infirmary = field(default_factory=Infirmary)
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     loads: int = 0
     drops: int = 0
+    draining: bool = False
     _specs: dict[ModelRef, ModelSpec] = field(default_factory=dict)
     chronicle: Chronicle = field(init=False)
     remembered: Remembered = field(init=False)
@@ -100,20 +105,17 @@ class Cache:
         deadline_s  moment of the loop's clock
         elements    as for ``hit``
 
-        Raises ModelTooLarge, Unavailable (waiting room full), DeadlineExceeded, and whatever failed the load.
+        Raises ModelTooLarge, Unavailable (waiting room full, pod drains), Quarantined, DeadlineExceeded, or what failed it.
         """
         lease = self.hit(spec.ref, elements)
         if lease is not None:
             return lease
+        self._check(spec.ref)
         need = self._admit(spec, elements)
-        loop = asyncio.get_running_loop()
         if len(self._waiters) >= self.max_waiting:
-            raise Unavailable(
-                f"{len(self._waiters)} requests already wait for models to load (HEARTH_MAX_WAITING): try again later",
-                retry_after_s=max(1.0, self.history(spec.ref).load_s),
-            )
+            raise Unavailable(why.crowded(len(self._waiters)), retry_after_s=max(1.0, self.history(spec.ref).load_s))
         self._specs[spec.ref] = spec
-        waiter = Waiter(spec.ref, self.clock(), loop.create_future(), elements)
+        waiter = Waiter(spec.ref, self.clock(), asyncio.get_running_loop().create_future(), elements)
         ticket, plan = self.ledger.wait(spec.ref, need, waiter.arrived_s)
         self._waiters[ticket] = waiter
         self._carry_out(plan)
@@ -123,17 +125,13 @@ class Cache:
         except BaseException as error:
             self._give_up(ticket, waiter)
             if isinstance(error, TimeoutError):
-                waited_s = self.clock() - waiter.arrived_s
-                raise DeadlineExceeded(
-                    f"model {spec.ref} was not ready within {waited_s:.1f} s; its load goes on, so a retry may find it ready",
-                    retry_after_s=max(1.0, self.history(spec.ref).load_s),
-                ) from None
+                late = why.late(spec.ref, self.clock() - waiter.arrived_s)
+                raise DeadlineExceeded(late, retry_after_s=max(1.0, self.history(spec.ref).load_s)) from None
             raise
 
     def release(self, lease: Lease) -> None:
         """End a lease; called by the lease."""
-        plan = self.ledger.release(lease.ref, lease.place, self.clock())
-        if plan:  # the usual end of a lease changes nothing
+        if plan := self.ledger.release(lease.ref, lease.place, self.clock()):  # the usual end of a lease changes nothing
             self._carry_out(plan)
             self._tidy(lease.ref)
 
@@ -141,7 +139,7 @@ class Cache:
         """The largest request so far ended and was measured; called by the lease, before it is released."""
         spec = self._specs[lease.ref]
         self.profiles.ran(spec, lease.elements, peak_bytes)
-        self._rebook(spec)
+        self.rebook(spec)
 
     def exhausted(self, ref: ModelRef, elements: int) -> None:
         """A request ran out of memory: ask for a lease once more, and more room is made, up to the whole device."""
@@ -154,6 +152,7 @@ class Cache:
         """Load in the background, behind every request. Raises ModelTooLarge, TooManyRequests (too many queued)."""
         if len(self.ledger.preloads) >= self.max_waiting:
             raise TooManyRequests(f"{self.max_waiting} pre-loads are queued already (HEARTH_MAX_WAITING)", retry_after_s=5.0)
+        self._check(spec.ref)
         need = self._admit(spec)
         self.wishes.add(spec.ref, wish)
         plan = self.ledger.preload(spec.ref, need, self.clock(), wish.tier)
@@ -188,17 +187,22 @@ class Cache:
         """Enter a copy that an earlier process left on disk."""
         self._carry_out(self.ledger.adopt(ref, size_bytes, self.clock()))
 
-    def device_lost(self, device: int) -> None:
-        """The worker of ``device`` died: nothing is on that device any more."""
-        self._carry_out(self.ledger.lost(Place(device), self.clock()))
+    def device_lost(self, device: int, refs: Iterable[ModelRef], *, kind: str = "lost") -> None:
+        """A worker of ``device`` died, or is not to be asked any more: these models are not on that device any more."""
+        self._carry_out(self.ledger.lost(Place(device), refs, self.clock(), kind=kind))
+
+    def drain(self) -> None:
+        """Load nothing any more: refuse whoever waits, and from now on whoever would have to."""
+        self.draining = True
+        self.ledger.preloads.close()
+        for waiter in self._waiters.values():
+            waiter.refuse(Unavailable(why.DRAINS, retry_after_s=1.0))
 
     async def close(self) -> None:
-        """Stop every transfer and refuse whoever still waits. Nothing may be asked of the cache afterwards."""
+        """Stop every transfer. Nothing may be asked of the cache afterwards."""
+        self.drain()
         if self._timer is not None:
             self._timer[1].cancel()
-        for waiter in self._waiters.values():
-            if not waiter.lease.done():
-                waiter.lease.set_exception(Unavailable("this pod is stopping: ask again", retry_after_s=1.0))
         while self._tasks:
             tasks = tuple(self._tasks.values())
             for task in tasks:
@@ -230,8 +234,7 @@ class Cache:
             self._timer[1].cancel()
             self._timer = None
         if self._timer is None and wake_s < math.inf:
-            loop = asyncio.get_running_loop()
-            self._timer = wake_s, loop.call_later(max(wake_s - self.clock(), 0.0) + TICK_S, self._tick)
+            self._timer = wake_s, asyncio.get_running_loop().call_later(max(wake_s - self.clock(), 0.0) + TICK_S, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
@@ -242,9 +245,7 @@ class Cache:
             case Grant():
                 self._grant(action)
             case Refuse(ticket):
-                waiter = self._waiters.pop(ticket)
-                if not waiter.lease.done():
-                    waiter.lease.set_exception(again(failure))
+                self._waiters.pop(ticket).refuse(again(failure))
             case Start(ref, target, source):
                 self._begin(ref, target, self._transfer(ref, target, source))
             case Drop(ref, place, cause):
@@ -259,13 +260,9 @@ class Cache:
                 log.info("pre-load of %s ends: no room in %s, and nothing there is worth much less", ref, place)
 
     def _transfer(self, ref: ModelRef, target: Place, source: Place | None) -> Coroutine[None, None, None]:
-        match target.tier:
-            case Tier.RAM:
-                return self._fetch(ref, from_disk=source == DISK)
-            case Tier.DISK:
-                return self._keep(ref)
-            case Tier.DEVICE:
-                return self._promote(ref, target)
+        if target == RAM:
+            return self._fetch(ref, from_disk=source == DISK)
+        return self._keep(ref) if target == DISK else self._promote(ref, target)
 
     def _begin(self, ref: ModelRef, place: Place, work: Coroutine[None, None, None]) -> None:
         # A copy has one piece of work at a time, and the last one's task is about to end when the next one begins.
@@ -285,8 +282,7 @@ class Cache:
         waited = self._journeys.waited(grant.ref, waiter.arrived_s)
         self.ledger.preloads.builds_from_s = -math.inf  # what they were put off for has come
         device = self.hops.devices[grant.place.device]
-        lease = waiter.granted(grant.place, history, waited, now_s, device=device, end=self.release, learn=self.learn)
-        waiter.answer(lease)
+        waiter.answer(waiter.granted(grant.place, history, waited, now_s, device=device, end=self.release, learn=self.learn))
 
     async def _fetch(self, ref: ModelRef, *, from_disk: bool) -> None:
         begin_s = self.clock()
@@ -295,11 +291,9 @@ class Cache:
             self.telemetry.counter("hearth_disk_faults_total", fault.kind.value).inc()
             self._carry_out(self.ledger.damaged(ref, self.clock()))
 
-        def background() -> bool:
-            return self.ledger.is_background(ref, RAM)
-
         try:
-            start = await self.hops.fetch(self._specs[ref], background, damaged if from_disk else None)
+            is_background = partial(self.ledger.is_background, ref, RAM)
+            start = await self.hops.fetch(self._specs[ref], is_background, damaged if from_disk else None)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (a task's root)
             self._failed(ref, RAM, error)
             return
@@ -321,6 +315,7 @@ class Cache:
         spec = self._specs[ref]
         begin_s = self.clock()
         try:
+            self.infirmary.check(ref)  # it may have been found out while it waited
             probe = self.profiles.must_probe(spec)
             loaded = await self.hops.promote(spec, place, probe=probe, make_room=lambda: self._make_more_room(spec, place))
             end_s = self.clock()
@@ -337,7 +332,7 @@ class Cache:
         if self._journeys.came_from(ref) == "s3":
             self.remembered.measured(ref, load_s, spec.arena_bytes)
         self.loads += 1
-        self._rebook(spec)
+        self.rebook(spec)
         self._finished(ref, place, end_s - begin_s, cost_s=loaded.device_s + loaded.build_s)
         self._journeys.end(ref)
 
@@ -387,7 +382,7 @@ class Cache:
         self._tidy(ref)
         self._gone.set()
 
-    def _rebook(self, spec: ModelSpec) -> None:
+    def rebook(self, spec: ModelSpec) -> None:
         """Book what is known of a resident model now, and let requests up to that size pass."""
         self.chronicle.measured(spec, self.profiles.of(spec).limit, max_queued=self.max_queued)
         waiting = [waiter.elements for waiter in self._waiters.values() if waiter.ref == spec.ref]
@@ -396,6 +391,12 @@ class Cache:
             if self.ledger.too_large(need) is None:
                 self._carry_out(self.ledger.measured(spec.ref, need, self.clock()))
                 return
+
+    def _check(self, ref: ModelRef) -> None:
+        """Whether models, and this one, may be loaded now. Raises Unavailable, Quarantined."""
+        if self.draining:
+            raise Unavailable(why.DRAINS, retry_after_s=1.0)
+        self.infirmary.check(ref)
 
     def _admit(self, spec: ModelSpec, elements: int = 0) -> Footprint:
         self.remembered.claim(spec.ref)

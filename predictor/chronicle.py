@@ -97,7 +97,8 @@ class Chronicle:
             self.note(ref, "stopped", place, cause=known.message)
             return known
         if isinstance(error, HearthError):
-            known = error
+            # Remembered, its traceback would keep what its frames held: a worker's link, its passage, an arena.
+            known = type(error)(error.message, retry_after_s=error.retry_after_s)
             log.warning("model %s could not be loaded into %s: %s: %s", ref, place, type(error).__name__, error)
         elif isinstance(error, DiskFault):  # the disk says once what is wrong with it
             known = Unavailable(str(error))

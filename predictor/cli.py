@@ -80,13 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_address(residents)
     _add_cluster(residents, pool=True)
     residents.add_argument("-o", "--output", choices=("table", "wide", "json"), default="table", help="[%(default)s]")
-    residents.add_argument(
-        "--wide",
-        dest="output",
-        action="store_const",
-        const="wide",
-        help="-o wide: memory, too, and where its figures are from",
-    )
+    wide = "-o wide: memory, too, and where its figures are from"
+    residents.add_argument("--wide", dest="output", action="store_const", const="wide", help=wide)
     residents.set_defaults(run=_ps)
 
     models = commands.add_parser("models", help="every model that can be asked for, one a line")
@@ -117,7 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     for parser_of_names, run in ((load, _load), (unload, _unload), (pin, _pin), (unpin, _unpin)):
         parser_of_names.add_argument("names", nargs="+", metavar="NAME")
         _add_address(parser_of_names)
-        parser_of_names.set_defaults(run=run)
+        parser_of_names.set_defaults(run=run, clear=False)
+    load.add_argument("--clear", action="store_true", help="take them out of quarantine first")
     return parser
 
 
@@ -256,6 +252,8 @@ def _why(given: argparse.Namespace) -> int:
 
 
 def _load(given: argparse.Namespace) -> int:
+    if given.clear and (cleared := _admin(given).clear(given.names).cleared):
+        print(f"out of quarantine: {', '.join(cleared)}")
     answer = _admin(given).preload(given.names)
     if answer.accepted:
         print(f"loading in the background: {', '.join(answer.accepted)} (watch with `hearth ps`)")
@@ -335,13 +333,13 @@ def model_rows(residency: Residency, *, wide: bool = False) -> list[list[str]]:
     more = ["LOADS", "LOAD TIME", "WEIGHTS", "ON DEVICE", "TO COMPUTE", "MEMORY", "TENANT"]
     rows = [["NAME", "VERSION", "FORMAT", "WHERE", "SIZE", "LEASES", "RATE", "LAST USED"] + more * wide]
     for model in sorted(residency.models, key=_recency):
-        if not model.copies:
+        if not model.copies and not model.quarantine:
             continue
         row = [
             model.name + (" (pinned)" if model.pinned else ""),
             str(model.version),
             model.format or "-",
-            " + ".join(_where(copy) for copy in model.copies),
+            " + ".join([_where(copy) for copy in model.copies] + ["quarantine"] * bool(model.quarantine)),
             human.size(sum(copy.bytes for copy in model.copies)),
             str(sum(copy.leases for copy in model.copies if copy.device >= 0)),  # in RAM: what reads or shares the copy
             human.rate(model.rate_per_s),
@@ -375,7 +373,8 @@ def tier_rows(residency: Residency) -> list[list[str]]:
 
 def alarm_lines(residency: Residency) -> list[str]:
     """What an operator should know, one a line; nothing while all is well."""
-    return [f"warning: {alarm}" for alarm in residency.alarms]
+    sick = [f"model {model.name}:{model.version} is {model.quarantine}" for model in residency.models if model.quarantine]
+    return [f"warning: {alarm}" for alarm in (*residency.alarms, *sick)]
 
 
 def pod_line(residency: Residency) -> str:

@@ -58,13 +58,19 @@ class Pinned(msgspec.Struct, frozen=True):
     pinned: tuple[str, ...] = ()
 
 
+class Cleared(msgspec.Struct, frozen=True):
+    """Which models were in quarantine, and are not any more."""
+
+    cleared: tuple[str, ...] = ()
+
+
 class Unloaded(msgspec.Struct, frozen=True):
     """Which models were dropped."""
 
     unloaded: tuple[str, ...] = ()
 
 
-Told = TypeVar("Told", Why, Residency, Timeline, Catalogue, Preloading, Pinned, Unloaded)
+Told = TypeVar("Told", Why, Residency, Timeline, Catalogue, Preloading, Pinned, Cleared, Unloaded)
 
 
 class AdminClient:
@@ -116,6 +122,10 @@ class AdminClient:
     def unpin(self, names: list[str]) -> Pinned:
         """Undo ``pin``."""
         return self._told(Pinned, self._ask("/hearth/v1/unpin", names))
+
+    def clear(self, names: list[str]) -> Cleared:
+        """Take these out of quarantine."""
+        return self._told(Cleared, self._ask("/hearth/v1/clear", names))
 
     def unload(self, names: list[str]) -> Unloaded:
         """Drop these from the device and from RAM; what is on disk stays."""

@@ -114,10 +114,26 @@ class LoadFailed(HearthError):
     """The model could not be built from its files."""
 
 
+class PoisonedRequest(HearthError):
+    """Requests of exactly these contents ended workers; for a while it is not computed any more."""
+
+    http_status, grpc_status = 422, "INVALID_ARGUMENT"
+
+
 class WorkerDied(HearthError):
-    """The worker process ended while it held this request."""
+    """The worker process ended while it computed this request, or built its model."""
 
     http_status, grpc_status, retryable = 502, "UNAVAILABLE", True
+
+
+class ComputedTooLong(WorkerDied):
+    """The worker process was ended because this request computed for longer than it may. A retry takes as long."""
+
+    retryable = False
+
+
+class WorkerTaken(WorkerDied):
+    """The worker process ended while it computed this request, and another model was to blame."""
 
 
 class WorkerRestarting(WorkerDied):
@@ -136,6 +152,14 @@ class Unavailable(HearthError):
     """This pod cannot serve now, but will: it drains, or its worker is starting again."""
 
     http_status, grpc_status, retryable = 503, "UNAVAILABLE", True
+
+
+class NoWorkerLeft(Unavailable):
+    """The model needs a worker of its own, and there may be no more of them."""
+
+
+class Quarantined(Unavailable):
+    """The model ended its worker and pauses before its next load; Retry-After says for how long."""
 
 
 class StoreUnavailable(HearthError):

@@ -157,6 +157,11 @@ class Waiter:
         else:
             self.lease.set_result(lease)
 
+    def refuse(self, error: HearthError) -> None:
+        """Tell it why not, if it waits still."""
+        if not self.lease.done():
+            self.lease.set_exception(error)
+
 
 @dataclass(slots=True)
 class Lease:

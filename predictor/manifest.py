@@ -80,6 +80,7 @@ class _Document(msgspec.Struct, frozen=True):
     weight: _Weight = 1.0
     priority: Literal["high", "normal", "batch"] = "normal"
     limits: _Limits = _Limits()
+    idempotent: bool = False
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -104,6 +105,7 @@ class Manifest(msgspec.Struct, frozen=True):
     priority: str = "normal"
     max_concurrency: int | None = None
     max_queued: int | None = None
+    idempotent: bool = False
 
 
 _decoder: Final = msgspec.json.Decoder(_Document)
@@ -144,6 +146,7 @@ def parse(document: bytes, where: str) -> Manifest:
         read.priority,
         read.limits.concurrency,
         read.limits.queue,
+        read.idempotent,
     )
 
 

@@ -146,6 +146,7 @@ class ModelSpec:
     max_concurrency  its requests inside a pod at once; None: the pod's own limit alone
     max_queued       of those, how many may wait for the device; None: the pod's own limit alone
     tenant           whose it is, as hearth.json says; "": the namespace's
+    idempotent       a request that was being computed when its worker ended may be computed again
     """
 
     ref: ModelRef
@@ -164,6 +165,7 @@ class ModelSpec:
     tenant: str = ""
     scope: str = ""
     origin: str = ""
+    idempotent: bool = False
 
     def layout(self) -> tuple[Placed, ...]:
         """The files one after another, each on a page of its own: an arena's contents."""

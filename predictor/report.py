@@ -35,6 +35,7 @@ class ModelReport(msgspec.Struct, frozen=True):
     activation_bytes what its largest computation takes beside that
     memory_source    where the last two come from: ``measured``, ``stored`` (by an earlier pod) or ``assumed``
     pinned           never dropped for another model
+    quarantine       why it has a worker of its own, and does not load now if it does not; "": it is with the others
     """
 
     name: str
@@ -52,6 +53,7 @@ class ModelReport(msgspec.Struct, frozen=True):
     activation_bytes: int = 0
     memory_source: str = ""
     pinned: bool = False
+    quarantine: str = ""
 
 
 class TierReport(msgspec.Struct, frozen=True):
@@ -112,10 +114,12 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 
     at_s         moment, seconds since the epoch
     what         ``loaded``, ``preloaded`` (nobody waited; ``cause`` says who wanted it), ``failed``, ``stopped`` (a pre-load
-                 made way), ``dropped`` or ``pushed out`` (another one)
+                 made way), ``dropped``, ``pushed out`` (another one), ``died`` (it ended its worker), ``suspected`` (it may
+                 have) or ``recovered`` (it left the quarantine)
     place        ``disk``, ``ram`` or ``device 0``
     seconds      what a load took
-    cause        of a drop: ``room``, ``order``, ``lost``, ``idle`` or ``damaged``; of a failure: its message
+    cause        of a drop: ``room``, ``order``, ``lost``, ``sick``, ``worker``, ``idle`` or ``damaged``; of a failure or
+                 death: its message
     other        who needed the room, or who was pushed out
     value        what the dropped copy was worth: seconds of waiting saved per second and byte (policy/eviction.py)
     rate_per_s   how often the dropped model was asked for; ``other_rate_per_s``: how often the one that needed room

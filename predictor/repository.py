@@ -184,6 +184,7 @@ def resolve(version: Version, manifest: Manifest | None, source: Source, settle_
         priority=source.priority or said.priority,
         max_concurrency=said.max_concurrency,
         max_queued=said.max_queued,
+        idempotent=said.idempotent,
         tenant=source.tenant or said.tenant,
         scope=source.scope,
         origin=source.origin,

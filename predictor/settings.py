@@ -10,6 +10,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from predictor.boundary import SCRATCH_BYTES
+
 
 class Settings(BaseSettings):
     """Settings of one predictor pod; units stand in the names. Frozen: read once, at start."""
@@ -43,6 +45,41 @@ class Settings(BaseSettings):
     device_count: int = Field(1, ge=1, le=64, description="Devices to use, one worker process each.")
     trust: Literal["data", "code"] = Field(
         "data", description="`data` admits formats that are only data (ONNX); `code` also runs the models' own model.py."
+    )
+    isolation: Literal["pool", "tenant", "model"] = Field(
+        "pool",
+        description="Which models share a worker process: all of the `pool`, each `tenant`'s, or none (`model`). In the last "
+        "two a worker sees the weights and requests of its own models only.",
+    )
+    max_workers: int = Field(
+        64, ge=1, le=4096, description="Worker processes per device, where models do not all share one; more are not started."
+    )
+    quarantine_backoff_s: float = Field(
+        1.0,
+        ge=0,
+        le=600,
+        description="A model that ended its worker is not loaded for so long, doubled by every further death up to 10 min; 0: "
+        "at once.",
+    )
+    poison_ttl_s: float = Field(
+        600.0, ge=0, description="Requests that ended two workers are refused with 422 for so long; 0: never."
+    )
+    confine: Literal["auto", "strict", "off"] = Field(
+        "auto",
+        description="Keep model code from files, sockets and processes that are not its own: as far as the kernel can "
+        "(`auto`), or a worker does not start (`strict`).",
+    )
+    worker_network: Literal["deny", "allow"] = Field(
+        "deny", description="Whether model code may open sockets, as one does that fetches something while it is built."
+    )
+    worker_reads: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Folders that model code may read besides Python's and the system's: `/data,/opt/words`."
+    )
+    scratch_bytes: int = Field(
+        SCRATCH_BYTES,
+        gt=0,
+        description="What model code may write into its worker's folder (`$TMPDIR`, `$HOME`); a worker that has more is ended. "
+        "In Kubernetes the volume's sizeLimit is to hold that of all workers.",
     )
     ram_budget_bytes: int | None = Field(
         None,
@@ -102,7 +139,9 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(64 << 20, ge=1024, description="Largest request body accepted, decompressed; more gets 413.")
     max_body_bytes_in_flight: int = Field(
-        512 << 20, ge=1024, description="Bytes of request bodies inside the pod at once; more get 429 + Retry-After."
+        512 << 20,
+        ge=1024,
+        description="Bytes of request bodies inside the pod, and of answers that clients do not take; more get 429.",
     )
     max_body_bytes_in_flight_per_model: int = Field(
         256 << 20, ge=1024, description="Of those, bytes of requests for one model; more get 429. A single request may pass it."
@@ -135,9 +174,31 @@ class Settings(BaseSettings):
     build_timeout_s: float = Field(300.0, gt=0, description="A worker that builds one model for longer is ended.")
     execute_timeout_s: float = Field(60.0, gt=0, description="A worker that computes one request for longer is ended.")
     drain_timeout_s: float = Field(25.0, gt=0, description="After SIGTERM: how long requests in flight may take.")
+    sick_timeout_s: float = Field(
+        120.0, gt=0, description="A device whose workers do not start for so long makes the pod not live: /livez says 503."
+    )
+    memory_share: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="Of the container's memory limit, what this pod may use; above it the fattest worker is ended, before the "
+        "kernel ends the container.",
+    )
+    max_late_s: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds of a minute that the event loop may have stood still; more, and /livez says 503.",
+    )
+    stuck_log_s: float = Field(
+        5.0, ge=0, description="An event loop that stands still for so long has its stacks written to the log; 0: never."
+    )
+    stuck_exit_s: float = Field(
+        120.0, ge=0, description="An event loop that stands still for so long ends the process, with status 70; 0: never."
+    )
+    system_root: str = Field("/", description="Folder that holds sys/fs/cgroup, version 2 or 1. For tests.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line written.")
 
-    @field_validator("preload", "pin", mode="before")
+    @field_validator("preload", "pin", "worker_reads", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value

@@ -15,6 +15,24 @@ from predictor.report import Event
 
 DISK: Final = "disk"
 
+DRAINS: Final = "this pod drains and loads no model any more: ask again, and another one answers"
+
+REASONS: Final = {
+    "order": "somebody unloaded it",
+    "lost": "its worker process ended; it comes back from RAM",
+    "sick": "it ended a worker, and comes back into one of its own",
+    "worker": "another model needed a worker, and there may be no more of them (HEARTH_MAX_WORKERS)",
+    "idle": "nobody asked for it within HEARTH_IDLE_TTL_S",
+    "damaged": "the disk did not give back what was written; the model store did",
+}
+"""Why a copy was dropped, by Cause.kind; ``room`` has figures."""
+
+HEALTH: Final = {
+    "died": "ended its worker",
+    "suspected": "was, as another suspect was, at work in a worker that ended",
+    "recovered": "left the quarantine",
+}
+
 PER_HOUR_AND_MB: Final = 3600 * 1e6
 """Values are seconds of waiting saved per second and byte; nobody thinks in those."""
 
@@ -33,6 +51,16 @@ def churning(alarm: Alarm) -> str:
         f"just been dropped, {human.span(alarm.seconds)} of loading ({names}{more}): raise "
         f"HEARTH_{alarm.place.tier.name}_BUDGET_BYTES, pin what must be fast (hearth pin), or split the pool"
     )
+
+
+def crowded(waiting: int) -> str:
+    """Why a request may not wait for its model."""
+    return f"{waiting} requests already wait for models to load (HEARTH_MAX_WAITING): try again later"
+
+
+def late(ref: ModelRef, waited_s: float) -> str:
+    """Why a request does not wait for its model any longer."""
+    return f"model {ref} was not ready within {waited_s:.1f} s; its load goes on, so a retry may find it ready"
 
 
 def too_large(ref: ModelRef, need: Footprint, profile: Profile, elements: int, *, room: tuple[Place, int, int]) -> str:
@@ -75,24 +103,15 @@ def _sentence(event: Event) -> str:
         case "dropped":
             return f"{version} left {event.place}: {_reason(event)}"
         case _:
-            return f"{version}: {event.what} ({event.place})"
+            told = HEALTH.get(event.what, "")
+            return f"{version} {told} in {event.place}: {event.cause}" if told else f"{version}: {event.what} ({event.place})"
 
 
 def _reason(event: Event) -> str:
-    match event.cause:
-        case "room":
-            asked = human.rate(event.other_rate_per_s)
-            return f"{event.other} (asked for {asked}) needed the room; this copy {_worth(event)}"
-        case "order":
-            return "somebody unloaded it"
-        case "lost":
-            return "its worker process died; the next request brings it back"
-        case "idle":
-            return "nobody asked for it within HEARTH_IDLE_TTL_S"
-        case "damaged":
-            return "the disk did not give back what was written; the model store did"
-        case _:
-            return event.cause
+    if event.cause == "room":
+        asked = human.rate(event.other_rate_per_s)
+        return f"{event.other} (asked for {asked}) needed the room; this copy {_worth(event)}"
+    return REASONS.get(event.cause, event.cause)
 
 
 def _worth(event: Event) -> str:

@@ -18,10 +18,14 @@ import msgspec
 
 FRAME: Final = struct.Struct("<IQ")
 POOL: Final = struct.Struct("<QQQ")
+ARENA: Final = struct.Struct("<QQ")
 INLINE_BYTES: Final = 64 << 10
 """Up to so many bytes of tensors travel in the frame: cheaper there than finding, mapping and freeing shared memory."""
 MAX_HEADER_BYTES: Final = 16 << 20
 """A header this long is a broken peer, not a message (the longest real one, a schema, is a few KiB)."""
+
+LOST_DEVICE_STATUS: Final = 4
+"""A worker's exit status when its device computes nothing any more (3: engine/confine.py)."""
 
 
 class Tensor(msgspec.Struct, frozen=True, array_like=True):
@@ -54,6 +58,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
 
     arena_bytes        how long the arena is
     extents            where it lies in the pool: offset and size in bytes, in order; whole slabs, so possibly longer
+    apart              it is memory of its own, whose descriptor came on the control socket before this (``send_arena``)
     copy               give the device copy bytes of its own, so that the arena may go while the model stays
     max_batch_size     rows that one Run may have at most, as the model's spec says; 0 or 1: no batching
     probe              run the model on zeros once it is built, and tell in Loaded what that took
@@ -73,6 +78,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     max_batch_size: int = 0
     probe: bool = False
     probe_limit_bytes: int = 0
+    apart: bool = False
 
 
 class Unload(msgspec.Struct, frozen=True, tag=True):
@@ -233,7 +239,7 @@ class Frames:
 class Pool(NamedTuple):
     """All weights, what a worker may allocate beside them, and where large requests come from.
 
-    descriptor   can only be mapped for reading
+    descriptor   can only be mapped for reading; -1: every model's weights come by themselves, and size_bytes is 0
     limit_bytes  more than this for all models together is not allocated; 0: no limit
     passage      the front's, for reading only; -1: there is none, and passage_bytes is 0
     """
@@ -247,17 +253,36 @@ class Pool(NamedTuple):
 
 def send_pool(control: socket.socket, pool: Pool) -> None:
     """Hand the descriptors to a worker, once, before its first Load. OSError: the worker is gone."""
-    descriptors = [pool.descriptor, pool.passage] if pool.passage_bytes else [pool.descriptor]
+    descriptors = [descriptor for descriptor in (pool.descriptor, pool.passage) if descriptor >= 0]
     socket.send_fds(control, [POOL.pack(pool.size_bytes, pool.limit_bytes, pool.passage_bytes)], descriptors)
 
 
 def receive_pool(control: socket.socket) -> Pool:
     """What the front sent; the caller owns the descriptors. EOFError: the front is gone."""
     message, descriptors, _flags, _address = socket.recv_fds(control, POOL.size, 2)
-    if not descriptors:
+    if not message:
         raise EOFError("the front closed the control socket")
     size_bytes, limit_bytes, passage_bytes = POOL.unpack(message)
-    return Pool(size_bytes, limit_bytes, descriptors[0], passage_bytes, descriptors[1] if passage_bytes else -1)
+    passage = descriptors.pop() if passage_bytes else -1
+    return Pool(size_bytes, limit_bytes, descriptors[0] if descriptors else -1, passage_bytes, passage)
+
+
+def send_arena(control: socket.socket, number: int, size_bytes: int, descriptor: int) -> None:
+    """Hand one model's memory to a worker, before the Load ``number`` that is about it; never waits.
+
+    OSError: the worker is gone, or so busy building that it has not looked at hundreds that were sent before.
+    """
+    socket.send_fds(control, [ARENA.pack(number, size_bytes)], [descriptor], socket.MSG_DONTWAIT)
+
+
+def receive_arena(control: socket.socket, number: int) -> tuple[int, int]:
+    """The descriptor that came with Load ``number``, the caller's from now on, and its size. EOFError: the front is gone."""
+    message, descriptors, _flags, _address = socket.recv_fds(control, ARENA.size, 1)
+    if not message:
+        raise EOFError("the front closed the control socket")
+    told, size_bytes = ARENA.unpack(message)
+    assert told == number, f"the memory of load {told} came with load {number}"
+    return descriptors[0], size_bytes
 
 
 def send_passage(control: socket.socket, descriptor: int) -> None:

@@ -23,6 +23,9 @@ ALL_PYTHON = MEASURED + sorted((ROOT / "tests").rglob("*.py"))
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ENTRIES = {"predictor.boot", "predictor.engine.__main__", "predictor.reference"}
 
+WRITTEN_BEFORE_THE_END_BYTES = 2 << 30
+"""By one worker, between two looks at its folder and until its end."""
+
 MAX_MODULE_LINES = 420
 MAX_FUNCTION_LINES = 80
 
@@ -47,6 +50,20 @@ def test_every_setting_has_a_flag_and_a_description() -> None:
     assert {flag.setting for flag in SERVE_FLAGS} == set(Settings.model_fields)
     assert all(field.description for field in Settings.model_fields.values())
     assert all(field.description for field in ControllerSettings.model_fields.values())
+
+
+def test_a_pods_volume_holds_what_all_its_workers_may_write() -> None:
+    pod = (ROOT / "manifests/parts/pod/pod.yaml").read_text()
+    workers, share_bytes = (
+        int(found[1])
+        for name in ("MAX_WORKERS", "SCRATCH_BYTES")
+        if (found := re.search(rf'- name: HEARTH_{name}\n +value: "(\d+)"', pod))
+    )
+    found = re.search(r"- name: tmp\n +emptyDir:\n +sizeLimit: (\d+)Gi", pod)
+    assert found
+    assert int(found[1]) << 30 >= workers * share_bytes + WRITTEN_BEFORE_THE_END_BYTES
+    overlays = "\n".join(path.read_text() for path in (ROOT / "manifests/overlays").rglob("*.yaml"))
+    assert not re.search("HEARTH_(MAX_WORKERS|SCRATCH_BYTES|DEVICE_COUNT)", overlays), "reckon its volume, too"
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=_module)

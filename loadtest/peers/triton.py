@@ -57,10 +57,7 @@ class Triton:
     def start(self, children: Children, site: Site, cases: Sequence[Case]) -> Started:
         """Lay out backends and models as tritonserver wants them, then start it."""
         home, port = _home(site), free_port(0)
-        backend = site.folder / "backends/python"
-        # A copy without the stubs of other Pythons: the backend takes the one beside it.
-        shutil.copytree(home / "backends/python", backend)
-        shutil.copy(_stub(site), backend)
+        backends(site.peers_venv, site.folder / "backends")
         repository = site.folder / "models"
         for case in cases:
             self._publish(repository / case.workload.name, case)
@@ -80,7 +77,7 @@ class Triton:
         known = {
             **environment(),
             "PEERS_PACKAGES": sysconfig.get_path("purelib"),  # the stub ignores PYTHONPATH
-            "LD_LIBRARY_PATH": os.pathsep.join((sysconfig.get_config_var("LIBDIR"), *_libraries(home))),
+            "LD_LIBRARY_PATH": os.pathsep.join((sysconfig.get_config_var("LIBDIR"), *libraries(home))),
             "OMP_NUM_THREADS": "1",
         }
         return Started(children.start("triton", pinned(site.server_core, command), known), port, "triton")
@@ -122,7 +119,16 @@ def _home(site: Site) -> Path:
     return found[0] if found else site.peers_venv / "tritonserver"
 
 
-def _libraries(home: Path) -> list[str]:
+def backends(peers_venv: Path, folder: Path) -> Path:
+    """Lay the Python backend out in ``folder`` with the stub for this Python beside it. Where tritonserver is."""
+    site = Site(folder, 0, 0, peers_venv)
+    # A copy without the stubs of other Pythons: the backend takes the one beside it.
+    shutil.copytree(_home(site) / "backends/python", folder / "python")
+    shutil.copy(_stub(site), folder / "python")
+    return _home(site)
+
+
+def libraries(home: Path) -> list[str]:
     """The stub was copied away from the libraries that it looks for beside itself."""
     return [str(home.parent.parent / "nvidia_pytriton.libs")]
 

@@ -63,6 +63,7 @@ class Model(BaseModel):
         description="measured, stored (by an earlier pod) or assumed; empty where nobody asked for it yet."
     )
     pinned: bool
+    quarantine: str = Field(description="Why it has a worker of its own, and is not loaded now; empty: it is with the others.")
 
 
 class TierRoom(BaseModel):
@@ -125,6 +126,12 @@ class Pinned(BaseModel):
     """Every model that is pinned now."""
 
     pinned: list[str]
+
+
+class Cleared(BaseModel):
+    """What was in quarantine, and is not any more."""
+
+    cleared: list[str]
 
 
 class Unloaded(BaseModel):
@@ -252,6 +259,11 @@ def _take_orders(app: FastAPI, pod: Pod) -> None:
             pod.cache.unpin(name)
         return Pinned(pinned=sorted(pod.cache.ledger.pins))
 
+    @app.post("/hearth/v1/clear")
+    async def clear(order: Names) -> Cleared:
+        """Take models out of quarantine: they may be loaded at once, beside others. Loads nothing: that is preload's."""
+        return Cleared(cleared=[name for name in dict.fromkeys(order.models) if pod.cache.infirmary.clear(name)])
+
     @app.post("/hearth/v1/unload")
     async def unload(order: Names) -> Unloaded:
         """Drop models from devices and RAM as soon as the requests that use them end. What is on disk stays."""
@@ -311,7 +323,7 @@ async def _index(pod: Pod) -> list[dict[str, str]]:
             index.append({"name": name, "version": version, "state": "UNAVAILABLE", "reason": reason})
         for model in models:
             ready = any(copy.tier == "device" and copy.state == "ready" for copy in model.copies)
-            state, reason = ("READY", "") if ready else ("UNAVAILABLE", model.failure or "standby")
+            state, reason = ("READY", "") if ready else ("UNAVAILABLE", model.quarantine or model.failure or "standby")
             if not ready and any(copy.state == "filling" for copy in model.copies):
                 state, reason = "LOADING", ""
             index.append({"name": name, "version": str(model.version), "state": state, "reason": reason})

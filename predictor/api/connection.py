@@ -83,7 +83,7 @@ class Connection(asyncio.BufferedProtocol):
         self._reading = True
         self._deaf = False  # no further request is taken from this client
         self._blocked = False  # it does not take its answers
-        self._unflushed = False  # an answer that counts as inside until it has left
+        self._unflushed_bytes = 0  # of an answer that counts as inside until it has left
         self._eof = False
         self.deadline_s = time.monotonic() + service.limits.idle_timeout_s
 
@@ -115,9 +115,7 @@ class Connection(asyncio.BufferedProtocol):
             if self._current.host is not None:
                 self._current.host.leave(self._current)
             self._current = None
-        if self._unflushed:
-            service.load.requests -= 1
-            self._unflushed = False
+        self._flushed()
         if self._work is not None:
             self._work.cancel()
             self._work = None
@@ -162,9 +160,7 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """It took most of it."""
         self._blocked = False
-        if self._unflushed:
-            self._unflushed = False
-            self._service.load.requests -= 1
+        self._flushed()
         if self._current is None and not self._deaf:
             self.deadline_s = time.monotonic() + self._service.limits.idle_timeout_s
         self._proceed()
@@ -344,7 +340,8 @@ class Connection(asyncio.BufferedProtocol):
             request.host.leave(request)
         self.deadline_s = time.monotonic() + service.limits.idle_timeout_s
         if self._blocked:
-            self._unflushed = True
+            self._unflushed_bytes = max(response.size_bytes, 1)
+            service.load.body_bytes += self._unflushed_bytes
             self.deadline_s += response.size_bytes / SLOWEST_BYTES_PER_S
         else:
             service.load.requests -= 1
@@ -353,6 +350,13 @@ class Connection(asyncio.BufferedProtocol):
             self._end(linger=request.refusal is not None)
         elif not self._proceeding and (self._unread or self._queue or self._eof):
             self._proceed()
+
+    def _flushed(self) -> None:
+        """The last answer has left, or will never."""
+        if self._unflushed_bytes:
+            self._service.load.requests -= 1
+            self._service.load.body_bytes -= self._unflushed_bytes
+            self._unflushed_bytes = 0
 
     def _end(self, *, linger: bool) -> None:
         """Close once the answer has left. ``linger``: the client may not have finished sending."""

@@ -17,14 +17,18 @@ from typing import TYPE_CHECKING, Final
 from predictor.api import codec, schema
 from predictor.api.message import Answering, Request, Response, error_response, internal_error
 from predictor.api.pod import Pod
+from predictor.api.traffic import PRIORITIES, Traffic
 from predictor.errors import (
+    ComputedTooLong,
     DeadlineExceeded,
     HearthError,
     MalformedRequest,
     ObjectChanged,
     OutOfMemory,
     TooManyRequests,
+    WorkerDied,
     WorkerRestarting,
+    WorkerTaken,
 )
 from predictor.model import ModelRef, ModelSpec
 from predictor.policy.batching import Priority
@@ -37,45 +41,16 @@ log = logging.getLogger(__name__)
 
 OCTETS: Final = b"application/octet-stream"
 ATTEMPTS: Final = 2
-"""A request whose model was overwritten while it was fetched, or that found no memory on its device, is sent once more."""
-STARTS: Final = 4
-"""A request whose worker died before computing it, or while it computed it with others, is tried alone from then on, so
-often in all: each that kills its worker by itself ends there, and may have taken the others' turns with it."""
+"""A request whose model was overwritten while it was fetched, that found no memory on its device, or whose worker ended before
+it began with it, is sent once more; one that had begun is only where its model says that this may be (idempotent)."""
 MAX_DEADLINE_DIGITS: Final = 12
 _DEADLINE: Final = b"hearth-deadline-ms"
 _PRIORITY: Final = b"hearth-priority"
 _JSON_LENGTH: Final = b"inference-header-content-length"
-PRIORITIES: Final = {priority.name.lower().encode("ascii"): priority for priority in Priority}
 REMEMBERED: Final = 10_000
 """Models whose traffic is remembered while they have none."""
 QUEUED_S: Final = 1e-4
 """A shorter wait for the device is not told in Server-Timing: it is the event loop's own."""
-
-
-class Traffic:
-    """One model's requests inside this pod, and its metrics, looked up once: `labels()` alone costs 1.5 µs each time.
-
-    inside      requests, from the moment their model is known until they are answered
-    body_bytes  of theirs
-    """
-
-    __slots__ = ("answered", "body_bytes", "hot_seconds", "inside", "max_inside", "name", "priority", "queue_seconds")
-
-    def __init__(self, pod: Pod, spec: ModelSpec) -> None:
-        ref, telemetry, most = spec.ref, pod.telemetry, pod.settings.max_in_flight_per_model
-        self.name = str(ref)
-        self.inside = 0
-        self.body_bytes = 0
-        self.max_inside = min(most, spec.max_concurrency or most)
-        self.priority = PRIORITIES[spec.priority.encode("ascii")]
-        self.answered = telemetry.counter("hearth_requests_total", ref.name, str(ref.version), "200")
-        self.hot_seconds = telemetry.histogram("hearth_request_seconds", ref.name, "hot")
-        self.queue_seconds = telemetry.histogram("hearth_queue_seconds", ref.name)
-
-    def leave(self, request: Request) -> None:
-        """The request was answered, or its client is gone."""
-        self.inside -= 1
-        self.body_bytes -= request.body_bytes
 
 
 class Inference:
@@ -110,6 +85,8 @@ class Inference:
             schema.check(ref, spec.inputs or lease.schema.inputs, wanted.inputs)
             deadline_s = request.began_s + self._patience_s(request)
             hot = _Hot(self, request, wanted, lease, priority=_priority(request, traffic), deadline_s=deadline_s)
+            infirmary = pod.cache.infirmary
+            hot.alone = bool(infirmary.poison) and infirmary.alone(ref, wanted.inputs, wanted.body)
             lease.run(hot)
         except HearthError as error:
             if lease is not None:
@@ -156,14 +133,14 @@ class Inference:
         wanted: codec.InferenceRequest | None = None,
         *,
         spec: ModelSpec | None = None,
-        alone: bool = False,
+        attempts: int = 0,
     ) -> Response:
         """The slow way; in its own task, cancelled when the client goes.
 
-        spec  what answers it, where that was looked up already: asked twice, a canary would get a share of a share
+        spec      what answers it, where that was looked up already: asked twice, a canary would get a share of a share
+        attempts  so many it had
         """
-        ref = None
-        attempts = 0
+        ref, infirmary = None, self._pod.cache.infirmary
         try:
             deadline_s = asyncio.get_running_loop().time() + self._patience_s(request)
             while True:
@@ -174,21 +151,17 @@ class Inference:
                 if wanted is None:
                     wanted = codec.decode(request.body, request.headers.get(_JSON_LENGTH))
                 schema.check(ref, spec.inputs, wanted.inputs)  # what cannot run must not evict anything either
+                alone = infirmary.alone(ref, wanted.inputs, wanted.body)
                 job = _Awaited(wanted, ref, alone=alone, priority=_priority(request, traffic), deadline_s=deadline_s)
                 try:
                     return await self._leased(request, wanted, spec, job)
-                except WorkerRestarting:
-                    if attempts >= STARTS:
+                except (WorkerDied, ObjectChanged, OutOfMemory) as error:
+                    may_again = self._may_again(ref, wanted, error, begun=job.shared > 0)
+                    if attempts >= ATTEMPTS or not may_again:
                         raise
-                    alone = True
-                except ObjectChanged:
-                    if attempts >= ATTEMPTS:
-                        raise
-                    self._pod.catalogue.forget(name)
-                except OutOfMemory:
-                    if attempts >= ATTEMPTS:
-                        raise
-                    self._pod.cache.exhausted(ref, wanted.elements)
+                    if job.shared:  # its model pauses: what may be begun again is worth the wait
+                        pause_s = infirmary.quarantine.wait_s(ref, self._pod.cache.clock())
+                        await asyncio.sleep(min(pause_s, self._patience_s(request)))
                 spec = None
         except HearthError as error:
             return self.refusal(ref, error)
@@ -237,6 +210,9 @@ class Inference:
         traffic = self._traffic[ref]
         traffic.answered.inc()
         traffic.queue_seconds.observe(job.queued_s)
+        infirmary = self._pod.cache.infirmary
+        if infirmary.quarantine or infirmary.poison:
+            infirmary.answered(ref, wanted.inputs, wanted.body)
         seconds = time.monotonic() - request.began_s
         if lease.start == "hot":
             traffic.hot_seconds.observe(seconds)
@@ -264,12 +240,28 @@ class Inference:
         headers = f"Hearth-Version: {version}\r\n{self._from()}" if ref else self._from()
         return error_response(error, headers=headers.encode("ascii"))
 
-    def again(self, request: Request, wanted: codec.InferenceRequest, ref: ModelRef, error: HearthError) -> None:
-        """Hold a hot request whose worker died before it computed, or that found no memory."""
+    def again(self, request: Request, wanted: codec.InferenceRequest, ref: ModelRef, error: HearthError) -> bool:
+        """Hold a hot request that may be sent once more; False: it may not."""
+        if not self._may_again(ref, wanted, error, begun=True):
+            return False
+        request.answer_later(self._held(request, ref.name, ref.version, wanted, attempts=1))
+        return True
+
+    def _may_again(self, ref: ModelRef, wanted: codec.InferenceRequest, error: HearthError, *, begun: bool) -> bool:
+        """Note what failed. Whether a request that failed so may be sent once more.
+
+        begun  it was in its worker: what ended that may be this request
+        """
+        cache = self._pod.cache
         if isinstance(error, OutOfMemory):
-            self._pod.cache.exhausted(ref, wanted.elements)
-        alone = isinstance(error, WorkerRestarting)
-        request.answer_later(self._held(request, ref.name, ref.version, wanted, alone=alone))
+            cache.exhausted(ref, wanted.elements)
+        elif isinstance(error, ObjectChanged):
+            self._pod.catalogue.forget(ref.name)
+        elif isinstance(error, WorkerDied) and not isinstance(error, WorkerRestarting):
+            if begun and not isinstance(error, WorkerTaken):
+                cache.infirmary.killed(ref, wanted.inputs, wanted.body)
+            return begun and self._traffic[ref].idempotent and not isinstance(error, ComputedTooLong)
+        return isinstance(error, (OutOfMemory, ObjectChanged, WorkerRestarting))
 
     def _from(self) -> str:
         return f"Hearth-Pod: {self._pod.name};up={self._pod.timeline.up_s:.3f}\r\n"
@@ -339,8 +331,7 @@ class _Hot(_Asked):
         try:
             if isinstance(outcome, Answer):
                 response = inference.success(request, self._wanted, self._lease, self, outcome)
-            elif isinstance(outcome, (WorkerRestarting, OutOfMemory)):
-                inference.again(request, self._wanted, ref, outcome)
+            elif inference.again(request, self._wanted, ref, outcome):
                 return
             else:
                 response = inference.refusal(ref, outcome)

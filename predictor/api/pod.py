@@ -52,6 +52,7 @@ class Pod:
 
     name            sent in Hearth-Pod; made safe for a header
     device_failure  why the pod cannot compute; "" while it can or is still starting
+    hopeless        why this pod should be restarted; "" if it should not
     disk_degraded   why nothing can be written to disk; "" while all is well, or nothing is kept there
     load            what is inside the inference port now
     passage         where large bodies are received, for the workers to read; None: nowhere in particular
@@ -66,6 +67,7 @@ class Pod:
     telemetry: Telemetry
     timeline: Timeline
     device_failure: Callable[[], str]
+    hopeless: Callable[[], str] = lambda: ""
     disk_degraded: Callable[[], str] = lambda: ""
     state: PodState = PodState.STARTING
     load: Load = field(default_factory=Load)

@@ -40,7 +40,8 @@ MAX_LENGTH_DIGITS: Final = 12
 class Load:
     """What is inside now, and inference requests that ever were.
 
-    requests    from the handler's start until the answer has left; ``body_bytes``: received
+    requests    from the handler's start until the answer has left
+    body_bytes  received, and of answers that their clients do not take
     asked       inference requests taken; ``asked_s``: when the latest began, on the monotonic clock
     """
 

@@ -13,7 +13,7 @@ from predictor.report import CopyReport, ModelReport, Residency, TierReport, War
 def residency(
     cache: Cache, *, pod: str, up_s: float, in_flight: int, degraded: str = "", warm_up: WarmUp | None = None
 ) -> Residency:
-    """One moment's view. Models without a copy anywhere are not in it: those are the catalogue's.
+    """One moment's view. Models that have no copy anywhere and are not in quarantine are the catalogue's.
 
     degraded  why nothing can be written to disk; "": nothing is wrong
     """
@@ -23,6 +23,9 @@ def residency(
     for copy in ledger.copies():
         where = CopyReport(copy.place.tier.value, copy.place.device, copy.state.value, copy.size_bytes, copy.holds)
         copies.setdefault(copy.ref, []).append(where)
+    for sick in cache.infirmary.quarantine:
+        if isinstance(sick, ModelRef):
+            copies.setdefault(sick, [])
     return Residency(
         tiers=tuple(
             TierReport(
@@ -65,6 +68,7 @@ def _report(cache: Cache, ref: ModelRef, copies: tuple[CopyReport, ...], now_s: 
         last_used_s_ago=now_s - history.last_used_s if history.last_used_s else None,
         failure=str(history.failure or ""),
         pinned=ref.name in cache.ledger.pins,
+        quarantine=cache.infirmary.reason(ref),
     )
     if spec is None:  # nobody has asked for it since this pod started: it is only on disk
         return report

@@ -78,7 +78,7 @@ class InferenceRoutes:
         answer: Callable[[], Answering]
         match request.path.rstrip("/").split("/"):
             case ["", "livez"] | ["", "v2", "health", "live"]:
-                answer = live
+                answer = partial(live, self._pod)
             case ["", "readyz"] | ["", "v2", "health", "ready"]:
                 answer = partial(ready, self._pod, request)
             case ["", "v2"]:
@@ -161,7 +161,7 @@ class AdminRoutes:
             return self._rare(request)
         if request.method not in {"GET", "HEAD"}:
             return _not_allowed(request, "GET, HEAD")
-        return live() if request.path == "/livez" else ready(self._pod, request)
+        return live(self._pod) if request.path == "/livez" else ready(self._pod, request)
 
 
 async def _heat(pod: Pod) -> Response:
@@ -176,9 +176,10 @@ def _since(query: str) -> int | None:
     return int(value) if name == "since" and value.isascii() and value.isdigit() and len(value) <= MAX_SINCE_DIGITS else None
 
 
-def live() -> Response:
-    """The event loop runs, or nobody would be here to answer."""
-    return json_response(200, {"live": True})
+def live(pod: Pod) -> Response:
+    """200 unless a restart is worth what it costs: every loaded model. A loop that stands still answers nobody anyway."""
+    reason = pod.hopeless()
+    return json_response(503, {"live": False, "error": reason}) if reason else json_response(200, {"live": True})
 
 
 def ready(pod: Pod, request: Request) -> Response:
@@ -192,6 +193,7 @@ def ready(pod: Pod, request: Request) -> Response:
             "pod": pod.name,
             "state": pod.state.value,
             "device": pod.device_failure() or "ok",
+            "live": pod.hopeless() or "ok",
             "in_flight": pod.load.requests,
             "waiting": pod.cache.waiting,
             "up_s": round(pod.timeline.up_s, 3),

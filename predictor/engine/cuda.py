@@ -81,7 +81,7 @@ class CudaDevice:
     """One GPU.
 
     The pool is pinned once per worker, in the background: that takes about 0.3 s per GB. A load that comes before copies
-    from pageable memory, which is slower and right.
+    from pageable memory, which is slower and right; so does a load whose weights are in no pool.
     """
 
     def __init__(self, index: int, runtime: Runtime | None = None) -> None:
@@ -100,7 +100,8 @@ class CudaDevice:
 
         Raises LoadFailed for a broken file, torch.OutOfMemoryError.
         """
-        self._pin(mapped.pool)
+        if mapped.pool is not None:
+            self._pin(mapped.pool)
         source = mapped.contiguous
         host = host_files(load, source)
         found = {path: safetensors.spans(data, path) for path, data in host.items() if path.endswith(WEIGHTS)}
@@ -168,7 +169,7 @@ class CudaDevice:
     def _copy(self, target: torch.Tensor, mapped: Mapped, begin: int) -> None:
         """``len(target)`` bytes from ``begin`` of the model's arena."""
         # Only the pool's own addresses are pinned; the arena shows the same pages at others.
-        if self._pinned:
+        if self._pinned and mapped.pool is not None:
             whole, ranges = mapped.pool(), pieces(mapped.extents, begin, begin + len(target))
         else:
             whole, ranges = mapped.contiguous, iter([(begin, begin + len(target))])

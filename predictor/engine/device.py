@@ -5,6 +5,7 @@ A CPU maps the front's shared memory, or copies it. A GPU (cuda.py) copies into 
 
 from __future__ import annotations
 
+import logging
 import platform
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +22,11 @@ from predictor.wire import Load
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+DEVICE_ERRORS: Final = ("CUDA error", "CUDA failure", "CUBLAS_STATUS_", "CUDNN_STATUS_")
+"""What torch, ONNX Runtime and the libraries say when it is the device that failed."""
 
 HOST: Final = torch.device("cpu")
 
@@ -91,6 +97,22 @@ class Device(Protocol):
 
     def cap(self, limit_bytes: int) -> None:
         """From now on let allocations beyond ``limit_bytes`` more than now fail, instead of ending this process or others."""
+
+
+def is_lost(device: Device, error: BaseException) -> bool:
+    """Whether the device computes nothing any more after ``error``.
+
+    After some errors of CUDA (an illegal address, a failed assertion in a kernel) every later call of the process fails,
+    whoever makes it; after others none does. Nothing but trying tells.
+    """
+    if not any(words in str(error) for words in DEVICE_ERRORS):
+        return False
+    try:
+        device.check()
+    except Exception as broken:  # noqa: BLE001 (whatever a runtime raises)
+        log.critical("%s computes nothing any more after %s: %s", device.name, type(error).__name__, broken)
+        return True
+    return False
 
 
 class CpuDevice:

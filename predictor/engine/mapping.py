@@ -17,7 +17,7 @@ from typing import Final
 import torch
 
 from predictor.errors import LoadFailed
-from predictor.wire import receive_pool
+from predictor.wire import receive_arena, receive_pool
 
 Extents = tuple[tuple[int, int], ...]
 
@@ -39,17 +39,18 @@ class Mapped:
 
     contiguous  all of them, one-dimensional uint8; unmapped when the last view of it is gone
     extents     where they are in the pool: offset and size in bytes, in order; whole slabs
-    pool        the whole pool as one tensor, mapped when first asked for, and the same one ever after
+    pool        the whole pool as one tensor, mapped when first asked for, and the same one ever after; None: the bytes are
+                in no pool, but in memory of this model's own
     """
 
-    def __init__(self, contiguous: torch.Tensor, extents: Extents, pool: Callable[[], torch.Tensor]) -> None:
+    def __init__(self, contiguous: torch.Tensor, extents: Extents, pool: Callable[[], torch.Tensor] | None) -> None:
         self.contiguous = contiguous
         self.extents = extents
         self.pool = pool
 
 
 class Weights:
-    """The front's pool. ``descriptor`` is its memfd, which this object owns from now on.
+    """The front's pool. ``descriptor`` is its memfd, which this object owns from now on; -1: every model's comes by itself.
 
     limit_bytes, passage, passage_bytes  see wire.Pool
     """
@@ -74,6 +75,16 @@ class Weights:
         """Map ``size_bytes`` bytes that lie in ``extents``. LoadFailed: the kernel does not let us."""
         return Mapped(self._map(extents, size_bytes), extents, self.whole)
 
+    @staticmethod
+    def map_apart(control: socket.socket, number: int, size_bytes: int) -> Mapped:
+        """Wait for the memory that comes with Load ``number`` and map it. EOFError: the front is gone. LoadFailed."""
+        descriptor, whole_bytes = receive_arena(control, number)
+        apart = Weights(descriptor, whole_bytes)
+        try:
+            return Mapped(apart.map(((0, whole_bytes),), size_bytes).contiguous, ((0, whole_bytes),), None)
+        finally:
+            apart.close()
+
     def whole(self) -> torch.Tensor:
         """The whole pool, for a device that copies from it."""
         if self._whole is None:
@@ -83,7 +94,8 @@ class Weights:
     def close(self) -> None:
         """Let go of the pool; what is mapped stays mapped."""
         self._whole = None
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
     def _map(self, extents: Extents, size_bytes: int) -> torch.Tensor:
         if size_bytes == 0:

@@ -5,8 +5,10 @@ What stays out: a GPU's memory (cuda.py), which computations are measured (probe
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
+import os
 import resource
 import sys
 from collections.abc import Callable
@@ -39,6 +41,9 @@ TOLD: Final = (
 """What runtimes say when memory is short and they have no exception class of its own for it."""
 
 _libc: Final = ctypes.CDLL(None)
+
+_counter: list[int] = []
+"""The descriptor that ``open_counter`` opened."""
 
 
 class _Mallinfo(ctypes.Structure):
@@ -129,13 +134,20 @@ def cap(limit_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
+def open_counter() -> None:
+    """Open what resets the kernel's count of the peak, before this process gives up the right to (confine.py)."""
+    with contextlib.suppress(OSError):
+        _counter.append(os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC))
+
+
 def _reset_peak() -> bool:
     """Make VmHWM the present size. False: the kernel or a sandbox refuses."""
+    if not _counter:
+        open_counter()
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        return bool(_counter) and os.pwrite(_counter[0], b"5", 0) > 0
     except OSError:
         return False
-    return True
 
 
 def _status() -> dict[str, int]:

@@ -7,6 +7,7 @@ stop the models that are ready. What stays out: what a device is (device.py), wh
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib.metadata
 import logging
@@ -22,7 +23,7 @@ from typing import Final
 import torch
 
 from predictor.engine.cuda import CudaDevice
-from predictor.engine.device import CpuDevice, Device
+from predictor.engine.device import CpuDevice, Device, is_lost
 from predictor.engine.formats import Built, Output, build, prepare
 from predictor.engine.mapping import Weights
 from predictor.engine.memory import NOT_MEASURED, is_out_of_memory
@@ -30,6 +31,7 @@ from predictor.engine.probe import measured_run, probe
 from predictor.engine.shared import Shared
 from predictor.errors import HearthError, LoadFailed, ModelFailed, OutOfMemory
 from predictor.wire import (
+    LOST_DEVICE_STATUS,
     Failed,
     Frames,
     Free,
@@ -76,7 +78,7 @@ def serve(
     gc.freeze()
     gc.enable()
     server = Server(stream, control, page, device=device, threads=threads)
-    hello = Hello(os.getpid(), imported_s, _runtimes(), device_name=device.name, memory_bytes=device.memory_bytes)
+    hello = Hello(os.getpid(), imported_s, runtimes(), device_name=device.name, memory_bytes=device.memory_bytes)
     server.send(hello)
     threading.Thread(target=server.build_for_ever, name="build", daemon=True).start()
     server.read_for_ever()
@@ -143,10 +145,12 @@ class Server:
                 self._device.cap(weights.limit_bytes)
             while True:
                 message = self._loads.get()
+                self._page[8:16] = message.id.to_bytes(8, "little")
                 answer = self._load(message, weights)
                 if isinstance(answer, Failed):
                     gc.collect()  # what was half built holds itself, and the weights, in cycles
                 # Nothing of the load is left in this thread: the front may hand the arena to another model now.
+                self._page[8:16] = bytes(8)
                 self.send(answer)
         except (ConnectionError, EOFError):
             return
@@ -158,6 +162,7 @@ class Server:
         try:
             return self._built(message, weights)
         except (Exception, SystemExit) as error:  # noqa: BLE001 (the root of a model's own code)
+            self._survive(error)
             if is_out_of_memory(error):
                 failure: HearthError = _too_much(message.model, "building it", error)
             elif isinstance(error, HearthError):
@@ -172,10 +177,15 @@ class Server:
         return _failed(message.id, failure)
 
     def _built(self, message: Load, weights: Weights) -> Loaded:
+        if message.apart:  # first of all: what comes with the next load is not to be taken for this one's
+            mapped = weights.map_apart(self._control, message.id, message.arena_bytes)
+        else:
+            mapped = weights.map(message.extents, message.arena_bytes)
         prepare(message.format)
         allocated_bytes = self._allocated_bytes()
         begin_s = time.monotonic()
-        files = self._device.place(message, weights.map(message.extents, message.arena_bytes))
+        files = self._device.place(message, mapped)
+        del mapped
         placed_s = time.monotonic()
         built = build(message, files, threads=self._threads)
         built_s = time.monotonic()
@@ -218,14 +228,13 @@ class Server:
             # Out of the handler there, whose traceback holds the tensors of the computation.
             if isinstance(answer, Failed) and answer.kind == OutOfMemory.__name__:
                 self._device.give_back()
-        # The page says so until the answer is out: the front reads there who was inside when this process died.
-        try:
-            if isinstance(answer, Ran):
-                answer = self._shared.put(answer, parts)
-            self._shared.let_go()
-            self.send(answer, parts)
-        finally:
-            self._page[:8] = bytes(8)
+        # The page says so until the answer is out, and if that fails for ever: the front reads there who was inside when
+        # this process died, as it does of a model that closed its sockets.
+        if isinstance(answer, Ran):
+            answer = self._shared.put(answer, parts)
+        self._shared.let_go()
+        self.send(answer, parts)
+        self._page[:8] = bytes(8)
 
     def _answer(self, message: Run, body: memoryview) -> tuple[Ran | Failed, list[memoryview]]:
         begin_s = time.monotonic()
@@ -235,10 +244,16 @@ class Server:
             else:
                 outputs, peak_bytes = self._compute(message, body), NOT_MEASURED
         except (Exception, SystemExit) as error:  # noqa: BLE001 (the root of a model's own code)
+            self._survive(error)
             return _failed(message.id, self._failure(message.model, error)), []
         compute_s = time.monotonic() - begin_s
         ran = Ran(message.id, tuple(tensor for tensor, _ in outputs), compute_s, peak_bytes=peak_bytes)
         return ran, [data for _, data in outputs]
+
+    def _survive(self, error: BaseException) -> None:
+        """End this process if its device is lost: the next one gets a context of its own, and the page tells who was inside."""
+        if is_lost(self._device, error):
+            os._exit(LOST_DEVICE_STATUS)
 
     @staticmethod
     def _failure(model: str, error: BaseException) -> HearthError:
@@ -284,7 +299,8 @@ def _too_much(model: str, what: str, error: BaseException) -> OutOfMemory:
     return OutOfMemory(f"model {_name(model)}: {what} takes more memory than the device has left: {_told(error)}")
 
 
-def _runtimes() -> dict[str, str]:
+@functools.cache
+def runtimes() -> dict[str, str]:
     """Asking for a version does not import the runtime: an ONNX-free worker shall not pay for that."""
     found = {"torch": str(torch.__version__)}
     for distribution in ("onnxruntime", "onnxruntime-gpu"):

@@ -12,6 +12,7 @@ import weakref
 
 import msgspec
 
+from predictor.engine.confine import files_of_any_size
 from predictor.model import PAGE_BYTES
 from predictor.passage import Extent, Passage, Window, window
 from predictor.wire import INLINE_BYTES, Ran, send_passage
@@ -57,7 +58,8 @@ class Shared:
         if sum(part.nbytes for part in parts) <= INLINE_BYTES or not self._size_bytes:
             return answer
         if self._answers is None:
-            self._answers = Passage(self._size_bytes, "answers")
+            with files_of_any_size():
+                self._answers = Passage(self._size_bytes, "answers")
             send_passage(self._control, self._answers.reader)
         put = self._answers.put(parts)
         if put is None:

@@ -9,6 +9,9 @@ Three questions, answered each time the device is free:
    what it took is known before the next is chosen. Having been idle earns a model nothing and costs it nothing.
 3. *Which requests?* The one that came first, and behind it, in their order, those with the same ``key`` that still fit.
 
+A device whose models have several workers has a lane for each of them: one batch at a time in a lane, and one at a time on
+the device for as long as that takes no longer than it may (``patience_s``). Which models' lanes are busy is an argument.
+
 Pure: time is an argument, and nothing here waits or sends (dispatch.py does). Whether a model may be on the device at all is
 the ledger's question.
 """
@@ -18,7 +21,7 @@ from __future__ import annotations
 import enum
 import math
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple
@@ -28,6 +31,13 @@ REMEMBERED: Final = 4096
 
 NEWEST: Final = 0.2
 """Weight of the newest batch in a model's mean seconds."""
+
+
+HELD_TIMES: Final = 4.0
+HELD_S: Final = (1.0, 5.0)
+"""A batch has the device to itself for HELD_TIMES its model's mean, at least and at most so long: a model that hangs in a
+worker of its own keeps models in other workers waiting no longer. Four: a batch is not the mean, and beside another one it
+takes twice as long. At most: whoever knows itself to be slow cannot hold a device for that."""
 
 
 class Priority(enum.IntEnum):
@@ -87,6 +97,10 @@ class Batch(NamedTuple):
         return sum(entry.rows for entry in self.entries)
 
 
+Busy = Callable[[Hashable], bool]
+"""Whether a model's lane is busy, so that none of its requests may run now."""
+
+
 @dataclass(slots=True)
 class _Pace:
     """How many seconds a model's batches took: the shortest, and a moving mean."""
@@ -136,12 +150,14 @@ class _Class:
     now: float = 0.0
     since_s: float = 0.0
 
-    def next(self, now_s: float) -> tuple[_Flow, deque[Entry]] | None:
+    def next(self, now_s: float, busy: Busy | None) -> tuple[_Flow, deque[Entry]] | None:
         """Of the flows that may run now the one due first, and where two are equal the one whose head came first."""
         best: tuple[_Flow, deque[Entry]] | None = None
         first = (math.inf, math.inf)
-        for flow in self.flows.values():
+        for model, flow in self.flows.items():
             if flow.start > first[0]:  # most of 200 models: what they wait for need not be looked at
+                continue
+            if busy is not None and busy(model):
                 continue
             queue = flow.due(now_s)
             if queue is not None and (flow.start, queue[0].arrived_s) < first:
@@ -178,6 +194,11 @@ class Batching:
         pace = self._paces.get(model)
         return 0.0 if pace is None else pace.mean_s * (1 + self.waiting(model) // max(terms.max_rows, 1))
 
+    def patience_s(self, model: Hashable) -> float:
+        """How long a batch of the model may have the device to itself."""
+        pace = self._paces.get(model)
+        return HELD_S[0] if pace is None else min(max(HELD_TIMES * pace.mean_s, HELD_S[0]), HELD_S[1])
+
     def hopeless(self, entry: Entry, now_s: float) -> bool:
         """Whether no luck lets it end before its deadline: even the model's fastest run so far would take too long."""
         pace = self._paces.get(entry.model)
@@ -208,9 +229,12 @@ class Batching:
         group.since_s = now_s
         return Batch((entry,), terms, group.now)
 
-    def take(self, now_s: float) -> Batch | None:
-        """What the free device runs now. None: nothing may; ``wake_s`` tells when to ask again."""
-        chosen = self._choose(now_s)
+    def take(self, now_s: float, busy: Busy | None = None) -> Batch | None:
+        """What the free device runs now. None: nothing may; ``wake_s`` tells when to ask again.
+
+        busy  None: every lane is free
+        """
+        chosen = self._choose(now_s, busy)
         if chosen is None:
             return None
         group, flow, queue = chosen
@@ -220,8 +244,11 @@ class Batching:
         self._left(group, flow, entries[0], len(entries))
         return Batch(entries, flow.terms, flow.start)
 
-    def ended(self, batch: Batch, seconds: float) -> None:
-        """The batch took ``seconds`` of the device."""
+    def ended(self, batch: Batch, seconds: float, *, answered: bool = True) -> None:
+        """The batch took ``seconds`` of the device.
+
+        answered  how long it took tells how long others of its model will take; not so where its worker died
+        """
         first = batch.entries[0]
         group = self._classes[first.priority]
         due = batch.start + seconds / batch.terms.weight
@@ -233,6 +260,8 @@ class Batching:
         if not group.flows:  # all are idle, and nobody owes: virtual time is the latest finish, as in the paper
             group.now = max(group.now, *group.debts.values())
             group.debts.clear()
+        if not answered:
+            return
         pace = self._paces.pop(first.model, None) or _Pace(seconds, seconds)
         pace.least_s = min(pace.least_s, seconds)
         pace.mean_s += NEWEST * (seconds - pace.mean_s)
@@ -261,9 +290,10 @@ class Batching:
         """Those that wait in vain, because they are hopeless; to be withdrawn."""
         return [entry for entry in self if self.hopeless(entry, now_s)]
 
-    def wake_s(self) -> float:
-        """The first moment at which one that waits may run; inf: none waits."""
-        return min((flow.due_s(queue) for flow in self._flows() for queue in flow.queues.values()), default=math.inf)
+    def wake_s(self, busy: Busy | None = None) -> float:
+        """The first moment at which one that waits in a free lane may run; inf: none does."""
+        free = (flow for group in self._classes for model, flow in group.flows.items() if busy is None or not busy(model))
+        return min((flow.due_s(queue) for flow in free for queue in flow.queues.values()), default=math.inf)
 
     # ---- small print -----------------------------------------------------------------------------------------
 
@@ -282,14 +312,14 @@ class Batching:
         for group in self._classes:
             yield from group.flows.values()
 
-    def _choose(self, now_s: float) -> tuple[_Class, _Flow, deque[Entry]] | None:
+    def _choose(self, now_s: float, busy: Busy | None) -> tuple[_Class, _Flow, deque[Entry]] | None:
         """By priority, unless a lower one starves: then the one that waited longest for its turn."""
         best: tuple[_Class, _Flow, deque[Entry]] | None = None
         starved_s = now_s - self._starvation_s
         for group in self._classes:
             if not group.flows or (best is not None and group.since_s > starved_s):
                 continue
-            found = group.next(now_s)
+            found = group.next(now_s, busy)
             if found is not None:
                 best = (group, *found)
                 starved_s = min(starved_s, group.since_s)

@@ -18,8 +18,9 @@ Rules, each of them a property in tests/policy:
 4.  One transfer per copy, shared by all who wait for it.
 5.  Nothing is dropped while there is room (unless it has a time to live), and then the least valuable first. Pins,
     minimum residency and tenants' floors spare a copy: they can delay a newcomer, and refuse none that fits beside them.
-6.  Whoever has waited longest is served first at each place. If only copies in use stand in its way, those drain: they
-    take no new requests until they are dropped. So nobody waits for ever beside a model that is never idle.
+6.  Whoever has waited longest is served first at each place, of those whose workers can begin. If only copies in use stand
+    in its way, those drain: they take no new requests until they are dropped. So nobody waits for ever beside a model that
+    is never idle.
 7.  A pre-load begins only while nobody waits, and gives its room back to whoever needs it. It takes free room, or that of
     what is worth less than half of it; never of what is pinned, in use, or has not stayed its least time.
 8.  What came from the model store goes to disk afterwards, if it is worth more than what it would push out there. That
@@ -275,12 +276,12 @@ class Ledger:
         self._tidy(ref)
         return (*actions, *self._pump(now_s))
 
-    def lost(self, place: Place, now_s: float) -> Plan:
-        """The device's worker died and every ready copy with it. Those in use go as their requests fail."""
+    def lost(self, place: Place, refs: Iterable[ModelRef], now_s: float, *, kind: str = "lost") -> Plan:
+        """A worker of the device died and ready copies of ``refs`` with it. Those in use go as their requests fail."""
         actions: list[Action] = []
-        for copy in tuple(self.books.here(place)):
+        for copy in [copy for ref in refs if (copy := self.books.at(ref, place))]:
             if copy.state is State.READY:
-                actions += self.books.drain(copy, self._room.cause(copy, "lost", now_s))
+                actions += self.books.drain(copy, self._room.cause(copy, kind, now_s))
         return (*actions, *self._pump(now_s))
 
     def tick(self, now_s: float) -> Plan:
@@ -302,7 +303,7 @@ class Ledger:
             actions += self._room.shrink(place, now_s)
         if self._waiting:
             blocked: set[Place] = set()
-            for ref in tuple(self._waiting):
+            for ref in self._in_turn():
                 if len(blocked) > len(self.books.devices):
                     break
                 actions += self._serve(ref, blocked, now_s)
@@ -317,6 +318,18 @@ class Ledger:
         if self.rules.idle_ttl_s < math.inf:
             self.wake_s = min([self.wake_s, *map(self._room.expires_s, self.books.all())])
         return actions
+
+    def _in_turn(self) -> list[ModelRef]:
+        """Who waits longest first; but whose worker builds another model cannot come to a device yet, and stands back."""
+        building = self._room.building()
+        if not building or all(self.books.needs[ref].domain in building for ref in self._waiting):
+            return list(self._waiting)
+
+        def is_stalled(ref: ModelRef) -> bool:
+            source = self.books.at(ref, RAM)
+            return source is not None and source.state is State.READY and self.books.needs[ref].domain in building
+
+        return sorted(self._waiting, key=is_stalled)
 
     def _serve(self, ref: ModelRef, blocked: set[Place], now_s: float) -> list[Action]:
         """One step for those who wait for ``ref``. A place in ``blocked`` is claimed by somebody who waits longer."""

@@ -6,6 +6,7 @@ Part of the ledger, which calls ``pump`` only while nobody waits. Pure, as it is
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -18,7 +19,11 @@ FETCHES: Final = 2
 """At once into RAM: one more than the network needs, so that it never stands still; more would delay the most wanted."""
 
 BUILDS: Final = 1
-"""At once into each device: a worker builds one model at a time, and a request that comes meanwhile waits for it."""
+"""At once in each worker: it builds one model at a time, and a request that comes meanwhile waits for it."""
+
+WORKERS: Final = 2
+"""That build at once on each device: one more than the processor needs, so that a build that hangs does not stop the others.
+Where every model has a worker of its own, a hot set would otherwise be built all at once, at the expense of requests."""
 
 
 class Preloads:
@@ -35,6 +40,7 @@ class Preloads:
         self._room = room
         self._start = start
         self._wanted: dict[ModelRef, Tier] = {}
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._wanted)
@@ -44,20 +50,31 @@ class Preloads:
 
     def add(self, ref: ModelRef, tier: Tier = Tier.DEVICE) -> None:
         """Want it at ``tier``, RAM or device; of two wishes the further one counts, at the place in the queue of the first."""
-        if self._wanted.get(ref) is not Tier.DEVICE:
+        if not self._closed and self._wanted.get(ref) is not Tier.DEVICE:
             self._wanted[ref] = tier
 
     def discard(self, ref: ModelRef) -> None:
         """Nobody wants it ahead of requests any more."""
         self._wanted.pop(ref, None)
 
+    def close(self) -> None:
+        """Want nothing any more: the pod ends. What is on its way goes no further than it has begun to."""
+        self._closed = True
+        self._wanted.clear()
+
     def pump(self, now_s: float) -> list[Action]:
         """Begin what can begin, and make room where that costs what is worth less. Who waits for room claims its place."""
         actions: list[Action] = []
-        filling = [copy.place for copy in self._books.all() if copy.state is State.FILLING and copy.background]
         places = (*self._books.devices, RAM)
-        closed = {place for place in places if filling.count(place) >= (FETCHES if place == RAM else BUILDS)}
+        closed: set[Place] = set()
+        under_way = Counter[Place]()
+        workers = Counter[tuple[Place, str]]()
+        for copy in (copy for place in places for copy in self._books.here(place)):
+            if copy.state is State.FILLING and copy.background:
+                under_way[copy.place] += 1
+                workers[copy.place, self._domain(copy.ref)] += 1
         for ref in tuple(self._wanted):
+            closed.update(place for place in places if under_way[place] >= (FETCHES if place == RAM else WORKERS))
             if len(closed) == len(places):
                 break
             target = self._target(ref)
@@ -65,12 +82,15 @@ class Preloads:
                 continue
             if target.tier is Tier.DEVICE and now_s < self.builds_from_s:
                 self.wake_s = self.builds_from_s
-            elif target not in closed:
+            elif target not in closed and (target == RAM or workers[target, self._domain(ref)] < BUILDS):
                 actions += self._step(ref, target, closed, now_s)
-                filling += [target] if self._books.at(ref, target) is not None else []
-                if filling.count(target) >= (FETCHES if target == RAM else BUILDS):
-                    closed.add(target)
+                begun = self._books.at(ref, target) is not None
+                under_way[target] += begun
+                workers[target, self._domain(ref)] += begun
         return actions
+
+    def _domain(self, ref: ModelRef) -> str:
+        return self._books.needs[ref].domain
 
     def _target(self, ref: ModelRef) -> Place | None:
         """Where it goes next; None: it is on its way, or there, and then wanted no more."""

@@ -50,6 +50,7 @@ class Footprint:
                       time on a device, so a device keeps room for the largest of its models, not for all of them
     disk_bytes        0 where nothing is kept on disk
     building_bytes    what a device copy takes while it is built, where that is more than afterwards
+    domain            models whose domains are equal share a worker, which builds one of them at a time
     """
 
     ram_bytes: int
@@ -59,6 +60,7 @@ class Footprint:
     disk_bytes: int = 0
     tenant: str = ""
     building_bytes: int = 0
+    domain: str = ""
 
     def size(self, place: Place, *, filling: bool = False) -> int:
         """Bytes of a copy at ``place``; ``filling``: while it comes there."""
@@ -75,8 +77,9 @@ class Footprint:
 class Cause:
     """Why a copy goes, with the numbers of that moment.
 
-    kind        ``room`` (a newcomer needs it), ``order`` (unloaded), ``lost`` (its worker died), ``idle`` (its time to
-                live ran out) or ``damaged`` (the disk did not give back what was written)
+    kind        ``room`` (a newcomer needs it), ``order`` (unloaded), ``lost`` (its worker died), ``sick`` (it ended one
+                itself), ``worker`` (another model needed its worker), ``idle`` (its time to live ran out) or ``damaged``
+                (the disk did not give back what was written)
     value       what the copy was worth: eviction.value
     rate_per_s  how often its model was asked for
     newcomer    who needed the room, and how often that one was asked for; None where nobody did

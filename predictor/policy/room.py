@@ -52,13 +52,20 @@ class Room:
     def make(self, place: Place, newcomer: ModelRef, now_s: float) -> list[Action]:
         """Have copies dropped, or drained if all are in use, until the newcomer fits or will fit."""
         background = [copy for copy in self.books.here(place) if copy.state is State.FILLING and copy.background]
-        if place.tier is Tier.DEVICE and any(
-            copy.state is State.FILLING and not copy.background for copy in self.books.here(place)
-        ):
+        if place.tier is Tier.DEVICE and self.books.needs[newcomer].domain in self.building(place):
             return []  # a worker builds one model at a time: room made now would only stand empty
         ready = self.candidates(place, newcomer, now_s)
         actions = self.drop_until_fits(place, [*background, *ready], newcomer, now_s)
         return actions or []
+
+    def building(self, *places: Place) -> set[str]:
+        """Whose workers build a model that somebody waits for, on these devices or on any: domains."""
+        return {
+            self.books.needs[copy.ref].domain
+            for place in places or self.books.devices
+            for copy in self.books.here(place)
+            if copy.state is State.FILLING and not copy.background
+        }
 
     def make_for_preload(self, place: Place, newcomer: ModelRef, now_s: float) -> list[Action] | None:
         """Have copies dropped that are worth much less, and that nobody uses. None: those would not do, and none goes.

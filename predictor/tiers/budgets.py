@@ -16,8 +16,12 @@ from predictor.settings import Settings
 
 FRONT_BYTES: Final = 160 << 20
 WORKER_BYTES: Final = 512 << 20
-"""What the processes take before any model, and under load: a front of 95 MB after 20,000 requests, a worker of 340 MB with
-torch and ONNX Runtime imported. tests/predictor/test_pod_tiers.py holds them to it."""
+ZYGOTE_BYTES: Final = 384 << 20
+POOL_WORKER_BYTES: Final = 128 << 20
+"""What the processes take before any model, and under load: a front of 95 MB after 20,000 requests; a zygote of 310 MB with
+torch and ONNX Runtime imported, and what each device's first worker changes of that or adds to it, 10 MB when it comes and
+more when it computes; or, for CUDA, a worker with all of it. tests/predictor/test_pod_tiers.py holds them to it. Further
+workers are booked with their models (tiers/device.py)."""
 
 GPU_RESERVE_BYTES: Final = 768 << 20
 """What a CUDA context and its libraries take of a device beside the models. Unverified on a GPU."""
@@ -39,7 +43,8 @@ def budgets(settings: Settings, kind: str = "cpu", *, root: Path = Path("/")) ->
     """
     limit = memory_limit(root)
     if limit is not None:
-        taken = FRONT_BYTES + WORKER_BYTES * settings.device_count + settings.max_body_bytes_in_flight
+        limit = int(limit * settings.memory_share)  # above that a worker is ended: workers/memory_watch.py
+        taken = FRONT_BYTES + _workers_bytes(kind, settings.device_count) + settings.max_body_bytes_in_flight
         usable = max(limit - taken, limit // 4)
         ram, devices = usable // 2, usable // 2
     else:
@@ -54,6 +59,10 @@ def budgets(settings: Settings, kind: str = "cpu", *, root: Path = Path("/")) ->
     if settings.disk_path:
         found[DISK] = settings.disk_budget_bytes or _disk_budget(Path(settings.disk_path), os.environ)
     return found
+
+
+def _workers_bytes(kind: str, count: int) -> int:
+    return count * WORKER_BYTES if kind == "cuda" else ZYGOTE_BYTES + count * POOL_WORKER_BYTES
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from predictor.model import FileSpec, ModelRef, ModelSpec, page_aligned
+from predictor.tiers.arenas import SeparateArenas
 from predictor.tiers.scattered import Scattered
 from predictor.tiers.slabs import Arena, SlabPool
 from predictor.tiers.store import ModelStore
@@ -41,7 +42,7 @@ class SharedMemory:
     store_of  where a model is read from
     """
 
-    def __init__(self, store_of: Callable[[ModelSpec], ModelStore], pool: SlabPool) -> None:
+    def __init__(self, store_of: Callable[[ModelSpec], ModelStore], pool: SlabPool | SeparateArenas) -> None:
         self.pool = pool
         self._store_of = store_of
         self._arenas: dict[ModelRef, Arena] = {}

@@ -48,14 +48,24 @@ def populate(address: int, size_bytes: int) -> int:
 class Arena:
     """The memory of one model: a run of ``size_bytes`` bytes that may lie apart in the pool.
 
-    extents  where in the pool, in order; whole slabs, so together they may be longer than ``size_bytes``
-    image    all of the memory, until ``close``
+    extents     where in the pool, in order; whole slabs, so together they may be longer than ``size_bytes``
+    image       all of the memory, until ``close``
+    descriptor  of the memory where it is in no pool (arenas.py), for reading only; -1: it is the pool's
 
     It holds what the last model left there.
     """
 
-    def __init__(self, size_bytes: int, extents: Extents, image: Scattered, give_back: Callable[[Extents], None]) -> None:
+    def __init__(
+        self,
+        size_bytes: int,
+        extents: Extents,
+        image: Scattered,
+        give_back: Callable[[Extents], None],
+        *,
+        descriptor: int = -1,
+    ) -> None:
         self.size_bytes = size_bytes
+        self.descriptor = descriptor
         self.extents = extents
         self.image = image
         self._give_back = give_back

@@ -1,7 +1,9 @@
 """Requests to one device: they wait here until it is free, run as batches, and get their own rows of the answer.
 
-One batch is in the worker at a time, so that who runs next is decided at the last moment and with everybody who came
-meanwhile. What stays out: who runs next (policy/batching.py), the frames (link.py), what an answer becomes (api/).
+One batch is in a worker at a time, so that who runs next is decided at the last moment and with everybody who came
+meanwhile. A device with several workers has a lane for each: one batch at a time on the device, too, unless one takes longer
+than it may; that one then shares the device with what other lanes run.
+What stays out: who runs next (policy/batching.py), the frames (link.py), what an answer becomes (api/).
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import logging
 import math
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Final, NamedTuple, TypeAlias, cast
 
-from predictor.errors import DeadlineExceeded, HearthError, TooManyRequests, WorkerDied, WorkerRestarting
+from predictor.errors import DeadlineExceeded, HearthError, TooManyRequests, WorkerDied
 from predictor.model import ModelRef
 from predictor.passage import Buffer
 from predictor.policy.batching import Batch, Batching, Entry, Priority, Terms
@@ -122,8 +125,10 @@ Send: TypeAlias = Callable[[Work, Callable[[Outcome], None]], None]
 class Dispatcher:
     """One device's requests.
 
-    send      reaches the device
-    on_batch  told of every batch that ran: the model's name, rows, and the device's seconds
+    send        reaches the device
+    lane_of     which of the device's workers computes a model
+    on_batch    told of every batch that ran: the model's name, rows, and the device's seconds
+    on_overdue  told when a batch of a model begins to share the device with others, and when it ended
     shares_core  this process and the device's have one core between them: nothing is lost by letting the device wait until
                  answers are written and what their clients ask next is read, and larger batches are won
     """
@@ -132,17 +137,22 @@ class Dispatcher:
         self,
         send: Send,
         *,
+        lane_of: Callable[[ModelRef], Hashable] = lambda _: None,
         starvation_s: float = 1.0,
         on_batch: Callable[[str, int, float], None] | None = None,
+        on_overdue: Callable[[ModelRef, bool], None] | None = None,
         shares_core: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._send = send
+        self._lane_of = lane_of
         self._on_batch = on_batch
+        self._on_overdue = on_overdue
         self._clock = clock
         self._batching = Batching(starvation_s)
-        self._running: Batch | None = None
-        self._started_s = 0.0
+        self._running: dict[Hashable, tuple[Batch, float]] = {}  # by lane, and since when
+        self._sharing: set[Hashable] = set()  # lanes beside whose batches another one began: they have had their time
+        self._held_until_s = math.nan  # by what began last; reckoned when somebody else comes
         self._shares_core = shares_core
         self._joined = False  # the last batch was more than one request
         self._whole: set[ModelRef] = set()  # models that turned out to answer with something else than a row for a row
@@ -161,7 +171,7 @@ class Dispatcher:
         job.arrived_s = now_s = self._clock()
         if self._batching.hopeless(job, now_s):
             raise _too_late(job)
-        if self._running is None and not self._joined:
+        if not self._joined and (not self._running or (self._is_free(now_s) and not self._is_busy(job.ref))):
             batch = self._batching.at_once(job, terms, now_s)
             if batch is not None:
                 self._run(batch, now_s)
@@ -172,7 +182,7 @@ class Dispatcher:
                 retry_after_s=self._batching.wait_s(job.model, terms),
             )
         job.waits = True
-        if self._running is None and self._soon is None:  # others' bytes may have come in the same tick of the loop
+        if self._soon is None and (not self._running or self._is_free(now_s)):  # others' bytes may come in the same tick
             self._soon = asyncio.get_running_loop().call_soon(self._pump)
         if self._sweeping is None and self._batching.length:
             self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
@@ -195,19 +205,39 @@ class Dispatcher:
         if self._delay is not None:
             self._delay.cancel()
             self._delay = None
-        if self._running is not None or not self._batching.length:
+        if not self._batching.length:
             return
         now_s = self._clock()
+        if self._running and not self._is_free(now_s):
+            return
         batch = self._next(now_s)
         if batch is not None:
             self._run(batch, now_s)
         elif self._batching.length:
-            delay_s = max(self._batching.wake_s() - now_s, 0.0)
-            self._delay = asyncio.get_running_loop().call_later(delay_s, self._pump)
+            wake_s = self._batching.wake_s(self._busy)
+            if wake_s < math.inf:  # else all that wait are in busy lanes, and a lane's end brings us back
+                self._delay = asyncio.get_running_loop().call_later(max(wake_s - now_s, 0.0), self._pump)
+
+    @property
+    def _busy(self) -> Callable[[Hashable], bool] | None:
+        """What is to be passed over; None, the usual case: nothing."""
+        return self._is_busy if self._running else None
+
+    def _is_busy(self, model: Hashable) -> bool:
+        return self._lane_of(cast("ModelRef", model)) in self._running
+
+    def _is_free(self, now_s: float) -> bool:
+        """Whether another batch may begin beside what runs, in another lane: what began last has had its time, or is over."""
+        if len(self._sharing) == len(self._running):
+            return True
+        if math.isnan(self._held_until_s):
+            batch, began_s = next(reversed(self._running.values()))
+            self._held_until_s = began_s + self._batching.patience_s(batch.entries[0].model)
+        return now_s >= self._held_until_s
 
     def _next(self, now_s: float) -> Batch | None:
         """The next batch, without those of it that would end too late."""
-        while (batch := self._batching.take(now_s)) is not None:
+        while (batch := self._batching.take(now_s, self._busy)) is not None:
             late = [entry for entry in batch.entries if self._batching.hopeless(entry, now_s)]
             if not late:
                 return batch
@@ -224,19 +254,25 @@ class Dispatcher:
             job.waits = False
             job.shared = len(jobs)
             job.queued_s = now_s - job.arrived_s
-        self._running = batch
-        self._started_s = now_s
         first = jobs[0]
+        lane = self._lane_of(first.ref)
+        if self._running:
+            self._share_device()
+        self._running[lane] = batch, now_s
         inputs, body = (first.inputs, first.body) if len(jobs) == 1 else _joined(jobs, batch.rows)
-        self._send(Work(first.ref, inputs, body, first.outputs, first.measure), self._ended)
+        self._send(Work(first.ref, inputs, body, first.outputs, first.measure), partial(self._ended, lane))
 
-    def _ended(self, outcome: Outcome) -> None:
-        batch, self._running = self._running, None
-        assert batch is not None, f"an answer to nothing: {outcome}"
+    def _ended(self, lane: Hashable, outcome: Outcome) -> None:
+        batch, began_s = self._running.pop(lane)
+        if self._sharing and lane in self._sharing:
+            self._sharing.remove(lane)
+            self._tell_shares(batch, shares=False)
+        else:
+            self._held_until_s = math.nan
         jobs = _jobs(batch.entries)
         self._joined = len(jobs) > 1
-        seconds = outcome.compute_s if isinstance(outcome, Answer) else self._clock() - self._started_s
-        self._batching.ended(batch, seconds)
+        seconds = outcome.compute_s if isinstance(outcome, Answer) else self._clock() - began_s
+        self._batching.ended(batch, seconds, answered=not isinstance(outcome, WorkerDied))
         outcomes = self._shared_out(outcome, jobs, batch.rows)
         if outcomes is None:
             for job in jobs:
@@ -248,8 +284,20 @@ class Dispatcher:
             self._on_batch(jobs[0].ref.name, batch.rows, seconds)
         for job, own in zip(jobs, outcomes or (), strict=False):
             _tell(job, own)
-        if self._shares_core and self._batching.length and self._soon is None and self._running is None:
+        if self._shares_core and self._batching.length and self._soon is None:
             self._soon = asyncio.get_running_loop().call_soon(self._after_reading)
+
+    def _share_device(self) -> None:
+        """Another batch begins beside what runs."""
+        for lane, (batch, _) in self._running.items():
+            if lane not in self._sharing:
+                self._sharing.add(lane)
+                self._held_until_s = math.nan
+                self._tell_shares(batch, shares=True)
+
+    def _tell_shares(self, batch: Batch, *, shares: bool) -> None:
+        if self._on_overdue is not None:
+            self._on_overdue(_jobs(batch.entries)[0].ref, shares)
 
     def _after_reading(self) -> None:
         """In this tick of the loop sockets are read; in the next, what came is sent."""
@@ -269,10 +317,8 @@ class Dispatcher:
                 shapes = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in outcome.outputs)
                 log.warning("model %s does not batch: for %d rows it answered %s; its requests run alone", ref, rows, shapes)
             return parts
-        if isinstance(outcome, WorkerRestarting):
-            return [outcome] * len(jobs)
-        if isinstance(outcome, WorkerDied):  # which of them it died of is found by who asks again, alone
-            return [WorkerRestarting(f"{len(jobs)} requests ran as one: {outcome.message}", retry_after_s=1.0)] * len(jobs)
+        if isinstance(outcome, WorkerDied):  # all of them had begun, or none had
+            return [type(outcome)(outcome.message, retry_after_s=outcome.retry_after_s) for _ in jobs]
         return None
 
     # ---- those that wait in vain -----------------------------------------------------------------------------
@@ -282,6 +328,8 @@ class Dispatcher:
         for job in _jobs(self._batching.late(self._clock())):
             self._batching.withdraw(job)
             self._refuse(job)
+        if self._running and self._batching.length and self._soon is None and self._is_free(self._clock()):
+            self._pump()  # what runs has had its time: other lanes go on beside it
         if self._batching.length:
             self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 

@@ -18,6 +18,7 @@ import msgspec
 
 from predictor import errors
 from predictor.errors import HearthError, ModelFailed
+from predictor.model import ModelRef
 from predictor.passage import Buffer, Extent, Passage, sealed_bytes, window
 from predictor.wire import (
     INLINE_BYTES,
@@ -45,13 +46,15 @@ JOINED_BYTES: Final = 64 << 10
 class Pending(NamedTuple):
     """A request that the worker has not answered yet.
 
-    body  what the worker may still read: shared memory is free again when nobody holds it any more, and whoever asked
-          may be gone long before the worker is done
+    about  the model that is computed or built; None: it is neither
+    body   what the worker may still read: shared memory is free again when nobody holds it any more, and whoever asked
+           may be gone long before the worker is done
     """
 
     answer: Callable[[Reply], None]
     sent_s: float
     computes: bool
+    about: ModelRef | None = None
     body: Sequence[Buffer] = ()
 
 
@@ -86,7 +89,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (the process's end tells more)
         """Called by the loop: the worker is gone, or we are."""
-        self._transport = None
+        self._transport = self._passage = None
         if self._answers is not None:
             self._answers.close()
         if not self.closed.done():
@@ -107,24 +110,31 @@ class Link(asyncio.Protocol):
         return next(self._ids)
 
     def send(
-        self, message: Asking, body: Sequence[Buffer] = (), *, answer: Callable[[Reply], None], computes: bool = False
+        self,
+        message: Asking,
+        body: Sequence[Buffer] = (),
+        *,
+        answer: Callable[[Reply], None],
+        computes: bool = False,
+        about: ModelRef | None = None,
     ) -> None:
         """Write the message; ``answer`` is called with what the worker replies, or with what ended it; not before this returns.
 
         computes  the worker handles it on its computing thread, in order
+        about     see Pending
         """
         body_bytes = sum(map(len, body))
         if body_bytes > INLINE_BYTES and isinstance(message, Run) and self._passage is not None:
             shared = _shared(self._passage, body)
             if shared is not None:
                 pieces, held = shared
-                self.pending[message.id] = Pending(answer, self._loop.time(), computes, held)
+                self.pending[message.id] = Pending(answer, self._loop.time(), computes, about, held)
                 self._write(msgspec.structs.replace(message, pieces=pieces))
                 return
-        self.pending[message.id] = Pending(answer, self._loop.time(), computes)
+        self.pending[message.id] = Pending(answer, self._loop.time(), computes, about)
         self._write(message, body, body_bytes)
 
-    async def ask(self, message: Asking, *, computes: bool = False) -> FromWorker:
+    async def ask(self, message: Asking, *, computes: bool = False, about: ModelRef | None = None) -> FromWorker:
         """Write the message and wait for the reply. Raises what went wrong."""
         reply: asyncio.Future[FromWorker] = self._loop.create_future()
 
@@ -136,7 +146,7 @@ class Link(asyncio.Protocol):
             else:
                 reply.set_result(outcome[0])
 
-        self.send(message, answer=answered, computes=computes)
+        self.send(message, answer=answered, computes=computes, about=about)
         return await reply
 
     def abort(self) -> None:

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Final, Protocol
 
 from predictor import wire
-from predictor.errors import HearthError, LoadFailed, ModelFailed, WorkerDied, WorkerRestarting
+from predictor.errors import HearthError, LoadFailed, Unavailable, WorkerDied, WorkerRestarting
 from predictor.model import ModelRef, ModelSpec, TensorSpec
 from predictor.passage import Passage
-from predictor.wire import Field, File, FromWorker, Hello, Load, Loaded, Ran, Run, Unload, send_pool
+from predictor.wire import Field, File, FromWorker, Hello, Load, Loaded, Ran, Run, Unload, send_arena, send_pool
+from predictor.workers.death import BUILD_TIMEOUT, EXECUTE_TIMEOUT, HUNG_UP, Death, Sentence, ended, judge, obituary
 from predictor.workers.dispatch import Answer, Outcome, Work
 from predictor.workers.link import Link, Reply
-from predictor.workers.spawn import Spawned, spawn
+from predictor.workers.output import Output
+from predictor.workers.spawn import Spawned, Starter
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +39,11 @@ class Arena(Protocol):
 
     size_bytes: int
     extents: tuple[tuple[int, int], ...]
+    descriptor: int
 
 
 class Pool(Protocol):
-    """What a worker needs of the pool of tiers/slabs.py."""
+    """What a worker needs of the pool of tiers/slabs.py. ``reader``: -1 where every arena has a descriptor of its own."""
 
     size_bytes: int
     reader: int
@@ -50,13 +52,18 @@ class Pool(Protocol):
 class Worker:
     """One worker process and its successors.
 
+    name         which models share it; what its processes are called in lists of them
+    starter      starts processes
+    successor    start another process when one ended that had been up; one that never came up is always tried again
     pool         where the arenas of all models lie
     limit_bytes  what the process may allocate for all models together; 0: no limit
     passage      where large requests lie; None: they travel over the socket
     on_ready     the process can take models
     on_lost      it is gone, unasked, and every model in it
-    on_death     the same a moment later, with the reason
+    on_death     the same a moment later, when the process has ended and before its requests are told
     first        the process the boot started already
+
+    memory_killed  whether the kernel killed somebody just now because memory ran out, whom nobody else has claimed to be
     """
 
     def __init__(
@@ -65,6 +72,9 @@ class Worker:
         device: int,
         kind: str,
         threads: int,
+        starter: Starter,
+        name: str = "",
+        successor: bool = True,
         pool: Pool,
         limit_bytes: int = 0,
         passage: Passage | None = None,
@@ -72,32 +82,53 @@ class Worker:
         execute_timeout_s: float,
         on_ready: Callable[[Hello], object],
         on_lost: Callable[[], None],
-        on_death: Callable[[str], None],
+        on_death: Callable[[Death], None],
         first: Spawned | None = None,
+        memory_killed: Callable[[], bool] = lambda: False,
     ) -> None:
         self.device = device
+        self.name = name
+        self.pid = 0
         self.ready = False
         self.failure = ""
         self._kind = kind
         self._threads = threads
+        self._starter = starter
+        self._successor = successor
         self._pool = pool
         self._limit_bytes = limit_bytes
-        self._passage = passage
+        self.passage = passage
         self._build_timeout_s = build_timeout_s
         self._execute_timeout_s = execute_timeout_s
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._on_death = on_death
+        self._memory_killed = memory_killed
         self._spawned = first
         self._link: Link | None = None
         self._up = asyncio.Event()
         self._said_hello = False
         self._held: dict[str, Link] = {}
-        self._condemned = ""
+        self._condemned: Sentence | None = None
         self._stopping = False
+        self._over = False
         self._supervising: asyncio.Task[None] | None = None
 
+    @property
+    def came_up(self) -> bool:
+        """Whether its process, or the last one, said Hello."""
+        return self._said_hello
+
+    @property
+    def scratch(self) -> str:
+        """The folder that its process may write to; "": there is none."""
+        return "" if self._spawned is None else self._spawned.scratch
+
     async def start(self) -> None:
+        """See ``begin``."""
+        self.begin()
+
+    def begin(self) -> None:
         """Begin to supervise; returns at once, the process comes up by itself."""
         self._supervising = asyncio.create_task(self._supervise(), name=f"worker {self.device}")
 
@@ -111,11 +142,13 @@ class Worker:
                 async with asyncio.timeout(timeout_s):
                     await asyncio.shield(self._supervising)
             except TimeoutError:
-                self._kill("did not stop")
+                self.end("it did not stop", HUNG_UP)
                 await self._supervising
 
     async def load(self, spec: ModelSpec, arena: Arena, *, copy: bool, probe_limit_bytes: int = 0) -> Loaded:
-        """Build the model in the worker, once that is up. Raises LoadFailed, OutOfMemory, WorkerDied.
+        """Build the model in the worker, once that is up. Raises LoadFailed, OutOfMemory, WorkerDied, Unavailable.
+
+        WorkerRestarting, which is a WorkerDied: it was not this model's doing, another worker may be asked.
 
         probe_limit_bytes  measure what the model takes, with computations of at most so many bytes; 0: do not
 
@@ -136,15 +169,21 @@ class Worker:
             max_batch_size=spec.max_batch_size,
             probe=probe_limit_bytes > 0,
             probe_limit_bytes=probe_limit_bytes,
+            apart=arena.descriptor >= 0,
         )
+        if message.apart:
+            self._hand_over(spec.ref, message.id, arena)
         self._held[spec.ref.key] = link
         try:
             async with asyncio.timeout(self._build_timeout_s):
-                loaded = await link.ask(message)
+                loaded = await link.ask(message, about=spec.ref)
         except TimeoutError:
             reason = f"model {spec.ref} was not built within {self._build_timeout_s:g} s (HEARTH_BUILD_TIMEOUT_S)"
-            self._kill(reason)
+            hung = self._being_built(link) or spec.ref
+            self.end(reason, BUILD_TIMEOUT, hung)
             await asyncio.shield(link.ended)  # until then it may read the arena
+            if hung != spec.ref:  # this one only waited behind it
+                raise restarting(spec.ref.key) from None
             raise LoadFailed(f"{reason}; its worker was ended") from None
         except HearthError:
             self._held.pop(spec.ref.key, None)
@@ -174,14 +213,20 @@ class Worker:
         """
         link = self._held.get(work.ref.key)
         if link is None or link.closed.done():
-            asyncio.get_running_loop().call_soon(done, _restarting(work.ref.key))
+            asyncio.get_running_loop().call_soon(done, restarting(work.ref.key))
             return
 
         def deliver(reply: Reply) -> None:
             done(reply if isinstance(reply, HearthError) else _answer(*reply))
 
         message = Run(link.next_id(), work.ref.key, work.inputs, work.outputs, work.measure)
-        link.send(message, work.body, answer=deliver, computes=True)
+        link.send(message, work.body, answer=deliver, computes=True, about=work.ref)
+
+    def end(self, reason: str, cause: str, blame: ModelRef | None = None) -> None:
+        """End the process by force. ``reason``, ``cause`` and ``blame`` are what its death is told to be."""
+        if self._spawned is not None:
+            self._condemned = self._condemned or Sentence(reason, cause, blame)
+            self._spawned.process.kill()
 
     # ---- supervision -----------------------------------------------------------------------------------------
 
@@ -190,27 +235,30 @@ class Worker:
         while not self._stopping:
             if self._spawned is None:
                 # In this thread: the worker dies with the thread that started it (PR_SET_PDEATHSIG).
-                self._spawned = spawn(self.device, self._kind, self._threads)
+                self._spawned = self._starter(self.device, self._kind, self._threads, self.name)
             self._said_hello = False
             reason = await self._live(self._spawned)
             self._spawned = None
-            if self._stopping:
+            if self._stopping or (self._said_hello and not self._successor):
                 break
             fruitless = 0 if self._said_hello else fruitless + 1
             if fruitless >= SICK_AFTER:
                 self.failure = f"the worker of device {self.device} did not start {fruitless} times in a row: {reason}"
-            self._on_death(reason)
             await asyncio.sleep(min(BACKOFF_S[0] * 2 ** min(fruitless, 16), BACKOFF_S[1]))
+        self._over = True
+        self._up.set()
 
     async def _live(self, spawned: Spawned) -> str:
         """One process from its start to its end; returns why it ended."""
         loop = asyncio.get_running_loop()
         spawned.stream.setblocking(False)  # noqa: FBT003 (the socket module's own signature)
-        passage = self._passage
+        passage = self.passage
         _, link = await loop.create_unix_connection(
             lambda: Link(self._hello, passage, spawned.control if passage is not None else None), sock=spawned.stream
         )
         self._link = link
+        output = Output(spawned.output, self.name)
+        output.start()
         shared = (passage.size_bytes, passage.reader) if passage is not None else ()
         try:
             send_pool(spawned.control, wire.Pool(self._pool.size_bytes, self._limit_bytes, self._pool.reader, *shared))
@@ -227,18 +275,23 @@ class Worker:
             if not self._stopping:
                 self._on_lost()
             status = await self._reap(spawned)
+            output.close()
             link.ended.set_result(None)
             self._held = {key: other for key, other in self._held.items() if other is not link}
-            running = int.from_bytes(spawned.page[:8], "little")
+            running, building = (int.from_bytes(spawned.page[at : at + 8], "little") for at in (0, 8))
+            inside = [link.pending[number] for number in (running, building) if number in link.pending]
             spawned.control.close()
             spawned.page.close()
-        reason = self._condemned or status
-        self._condemned = ""
-        link.fail(lambda number, request: self._obituary(reason, inside=number == running or not request.computes))
-        return reason
+        death = judge(self.name, status, self._condemned, inside)
+        self._condemned = None
+        if not self._stopping:
+            self._on_death(death)
+        link.fail(lambda _, request: obituary(death, request, inside=any(request is other for other in inside)))
+        return death.reason
 
     def _hello(self, hello: Hello) -> None:
         self.ready = True
+        self.pid = hello.pid
         self.failure = ""
         self._said_hello = True
         self._up.set()
@@ -249,6 +302,8 @@ class Worker:
             async with asyncio.timeout(self._build_timeout_s):
                 while self._link is None or not self._up.is_set():  # it may be gone again before our turn comes
                     await self._up.wait()
+                    if self._over:
+                        raise restarting(ref.key)
         except TimeoutError:
             raise WorkerDied(
                 f"the worker of device {self.device} is not up after {self._build_timeout_s:g} s, so model {ref} cannot be "
@@ -264,41 +319,43 @@ class Worker:
         while True:
             await asyncio.sleep(WATCH_S)
             # The moment and not the request: held until the next look, its shared memory would not be free meanwhile.
-            first_s = next((request.sent_s for request in link.pending.values() if request.computes), None)
-            if first_s is not None:
-                busy_s = loop.time() - max(first_s, link.answered_s)
+            first = next(((request.sent_s, request.about) for request in link.pending.values() if request.computes), None)
+            if first is not None:
+                busy_s = loop.time() - max(first[0], link.answered_s)
                 if busy_s > self._execute_timeout_s:
-                    self._kill(f"a request computed for more than {self._execute_timeout_s:g} s (HEARTH_EXECUTE_TIMEOUT_S)")
+                    reason = f"a request computed for more than {self._execute_timeout_s:g} s (HEARTH_EXECUTE_TIMEOUT_S)"
+                    self.end(reason, EXECUTE_TIMEOUT, first[1])
                     return
 
-    async def _reap(self, spawned: Spawned) -> str:
-        """Wait for the process's end, by force if it closed its socket and lives on. Returns how it ended."""
+    async def _reap(self, spawned: Spawned) -> tuple[str, str]:
+        """Wait for the process's end, by force if it closed its socket and lives on. Returns a Death's reason and cause."""
         for _ in range(50):
             status = spawned.process.poll()
             if status is not None:
-                return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+                return ended(status, lambda: self._condemned is None and self._memory_killed())
             await asyncio.sleep(0.01)
         spawned.process.kill()
         await asyncio.to_thread(spawned.process.wait)
-        return "it closed its socket and had to be killed"
+        return "it closed its socket and had to be killed", HUNG_UP
 
-    def _kill(self, reason: str) -> None:
-        self._condemned = reason
-        if self._spawned is not None:
-            self._spawned.process.kill()
+    def _hand_over(self, ref: ModelRef, number: int, arena: Arena) -> None:
+        """The memory of a model that is about to be loaded."""
+        assert self._spawned is not None, "up without a process"
+        try:
+            send_arena(self._spawned.control, number, sum(length for _, length in arena.extents), arena.descriptor)
+        except BlockingIOError:
+            raise Unavailable(
+                f"model {ref} cannot be loaded: its worker builds another one for so long that too many wait for it",
+                retry_after_s=BACKOFF_S[1],
+            ) from None
+        except OSError:
+            raise restarting(ref.key) from None
 
-    def _obituary(self, reason: str, *, inside: bool) -> HearthError:
-        if not inside:
-            return WorkerRestarting(
-                f"the worker of device {self.device} ended ({reason}) before it began with this request", retry_after_s=1.0
-            )
-        if reason.startswith("a request computed"):
-            return ModelFailed(f"{reason}; its worker was ended. Raise the limit if the model needs that long")
-        return WorkerDied(
-            f"the worker of device {self.device} ended ({reason}) while it computed this request; a retry helps unless the "
-            f"request itself was the cause",
-            retry_after_s=1.0,
-        )
+    def _being_built(self, link: Link) -> ModelRef | None:
+        if self._spawned is None:
+            return None
+        request = link.pending.get(int.from_bytes(self._spawned.page[8:16], "little"))
+        return None if request is None else request.about
 
 
 def _answer(ran: FromWorker, body: memoryview) -> Answer:
@@ -311,7 +368,8 @@ def _answer(ran: FromWorker, body: memoryview) -> Answer:
     return Answer(outputs, parts, ran.compute_s, peak_bytes=ran.peak_bytes)
 
 
-def _restarting(key: str) -> WorkerRestarting:
+def restarting(key: str) -> WorkerRestarting:
+    """What is told of a model whose worker is gone."""
     return WorkerRestarting(f"the worker that held model {key} ended before it began with this request", retry_after_s=1.0)
 
 

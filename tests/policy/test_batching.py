@@ -400,3 +400,55 @@ def test_a_batch_ends_before_the_first_request_that_does_not_fit(terms: Terms, c
     batch = device.take(0.0)
     assert batch is not None
     assert len(batch.entries) == count
+
+
+def test_models_whose_lane_is_busy_are_passed_over_and_wake_nobody() -> None:
+    device = Batching()
+    for model in ("a", "b"):
+        assert device.offer(Entry(model), Terms())
+
+    def busy(model: Hashable) -> bool:
+        return model == "a"
+
+    assert device.wake_s(busy) == 0.0
+    batch = device.take(0.0, busy)
+    assert batch is not None
+    assert batch.entries[0].model == "b"
+    assert device.take(0.0, busy) is None
+    assert (device.wake_s(busy), device.wake_s()) == (math.inf, 0.0)
+    assert device.take(0.0) is not None
+
+
+def test_a_batch_has_the_device_for_a_few_times_its_models_mean_within_bounds() -> None:
+    device = Batching()
+    assert device.patience_s("a") == 1.0
+    for seconds, patience_s in ((0.001, 1.0), (0.5, 2.0), (60.0, 5.0)):
+        device = Batching()
+        batch = device.at_once(Entry("a"), Terms(), 0.0)
+        assert batch is not None
+        device.ended(batch, seconds)
+        assert device.patience_s("a") == patience_s
+        device.ended(batch, 1000.0, answered=False)
+        assert device.patience_s("a") == patience_s
+
+
+@given(
+    entries=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(Priority)), min_size=1, max_size=20),
+    lanes=st.lists(st.booleans(), min_size=3, max_size=3),
+)
+def test_with_some_lanes_busy_everything_else_runs_and_nothing_of_theirs(
+    entries: list[tuple[str, Priority]], lanes: list[bool]
+) -> None:
+    device = Batching()
+    for number, (model, priority) in enumerate(entries):
+        assert device.offer(Entry(model, priority=priority, arrived_s=float(number)), Terms())
+
+    def busy(model: Hashable) -> bool:
+        return lanes["abc".index(str(model))]
+
+    ran: list[Hashable] = []
+    while (batch := device.take(100.0, busy)) is not None:
+        ran += [entry.model for entry in batch.entries]
+        device.ended(batch, 0.1)
+    assert sorted(map(str, ran)) == sorted(model for model, _ in entries if not busy(model))
+    assert device.length == len(entries) - len(ran)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,10 +11,10 @@ from predictor.model import ModelRef, Tier
 from predictor.policy.demand import Demand
 from predictor.policy.eviction import Rules
 from predictor.policy.ledger import Ledger
-from predictor.policy.residency import RAM, Abort, Drop, Footprint, Grant, Place, Refuse, Skip, Start
+from predictor.policy.residency import RAM, Abort, Action, Drop, Footprint, Grant, Place, Refuse, Skip, Start
 
 DEVICE = Place(0)
-A, B, C, D = (ModelRef("default", name, 1) for name in "abcd")
+A, B, C, D, E = (ModelRef("default", name, 1) for name in "abcde")
 
 
 def ledger(ram: int = 10, device: int = 10) -> Ledger:
@@ -95,6 +96,30 @@ def test_of_two_wishes_for_one_model_the_further_one_counts() -> None:
     books.preload(A, need(5), 0.0)
     books.preload(A, need(5), 0.0, Tier.RAM)
     assert books.finished(A, RAM, 1.0, 1.0) == (Start(A, DEVICE, RAM),)
+
+
+def test_preloads_are_built_one_at_a_time_in_each_worker_and_by_two_workers_at_once() -> None:
+    books = ledger(ram=40, device=40)
+    models = {ModelRef("default", name, 1): name[0] for name in ("a1", "a2", "b1", "c1")}
+    begun: list[Action] = []
+    for ref, domain in models.items():
+        begun += books.preload(ref, replace(need(5), domain=domain), 0.0)
+        begun += books.finished(ref, RAM, 1.0, 1.0)
+    a1, a2, b1, c1 = models
+    assert [ref for ref in models if Start(ref, DEVICE, RAM) in begun] == [a1, b1]
+    assert books.finished(b1, DEVICE, 1.0, 2.0) == (Start(c1, DEVICE, RAM),), "a2's worker builds a1"
+    assert books.finished(a1, DEVICE, 1.0, 3.0) == (Start(a2, DEVICE, RAM),)
+
+
+def test_once_the_queue_is_closed_nothing_is_wanted_ahead_of_requests() -> None:
+    books = ledger()
+    for ref in (A, B, C):
+        books.preload(ref, need(3), 0.0)
+    books.preloads.close()
+    assert books.finished(A, RAM, 1.0, 1.0) == ()
+    ticket, _ = books.wait(D, need(1), 1.0)
+    books.leave(ticket, D, 1.0)
+    assert len(books.preloads) == 0
 
 
 def test_until_builds_may_begin_preloads_come_as_far_as_ram_and_a_request_goes_on() -> None:
@@ -209,8 +234,30 @@ def test_a_lost_device_gives_up_its_copies_when_their_requests_end() -> None:
     load(books, A, 4)
     load(books, B, 4)
     books.hit(A, 1.0)
-    assert books.lost(DEVICE, 1.0) == (Drop(B, DEVICE),)
+    assert books.lost(DEVICE, [A, B, ModelRef("default", "nowhere", 1)], 1.0) == (Drop(B, DEVICE),)
     assert books.release(A, DEVICE, 9.0) == (Drop(A, DEVICE),)
+
+
+def test_of_a_device_with_several_workers_only_the_dead_ones_copies_are_lost() -> None:
+    books = ledger()
+    load(books, A, 4)
+    load(books, B, 4)
+    assert books.lost(DEVICE, [A], 1.0) == (Drop(A, DEVICE),)
+    assert books.hit(A, 1.0) is None
+    assert books.hit(B, 1.0) == DEVICE
+
+
+def test_a_build_that_hangs_in_one_worker_keeps_nobody_in_another_one_from_being_given_room() -> None:
+    books = ledger(ram=30, device=10)
+    load(books, A, 4)
+    hung, same, other = (ModelRef("default", name, 1) for name in ("hung", "same", "other"))
+    books.wait(hung, replace(need(4), domain="evil"), 1.0)
+    assert Start(hung, DEVICE, RAM) in books.finished(hung, RAM, 1.0, 2.0)
+    books.wait(same, replace(need(4), domain="evil"), 3.0)
+    assert not any(isinstance(action, Drop) for action in books.finished(same, RAM, 1.0, 4.0)), "it would only stand empty"
+    books.wait(other, replace(need(4), domain="good"), 6.0)
+    assert Drop(A, DEVICE) in books.finished(other, RAM, 1.0, 7.0), "though one that waits longer waits for the hung one"
+    assert books.dropped(A, DEVICE, 8.0)[0] == Start(other, DEVICE, RAM)
 
 
 def test_books_without_ram_or_device_are_refused() -> None:
@@ -283,9 +330,10 @@ def test_what_is_on_its_way_for_nobody_is_stopped_when_it_is_unloaded() -> None:
 
 def test_while_every_place_is_busy_with_preloads_no_more_begin() -> None:
     books = ledger(ram=30, device=30)
-    books.preload(A, need(5), 0.0)
-    assert books.finished(A, RAM, 1.0, 1.0) == (Start(A, DEVICE, RAM),)
-    assert books.preload(B, need(5), 1.0) == (Start(B, RAM),)
+    for ref in (A, B):
+        books.preload(ref, replace(need(5), domain=ref.name), 0.0)
+        assert books.finished(ref, RAM, 1.0, 1.0) == (Start(ref, DEVICE, RAM),)
     assert books.preload(C, need(5), 1.0) == (Start(C, RAM),)
-    assert books.preload(D, need(5), 1.0) == ()
-    assert D in books.preloads
+    assert books.preload(D, need(5), 1.0) == (Start(D, RAM),)
+    assert books.preload(E, need(5), 1.0) == ()
+    assert E in books.preloads

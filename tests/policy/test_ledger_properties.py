@@ -27,7 +27,15 @@ class World(RuleBasedStateMachine):
         devices=st.lists(st.integers(10, 25), min_size=1, max_size=2),
         disk=st.none() | st.integers(10, 40),
         sizes=st.lists(
-            st.tuples(SIZES, SIZES, st.booleans(), st.integers(0, 5), st.sampled_from(TENANTS), st.integers(0, 5)),
+            st.tuples(
+                SIZES,
+                SIZES,
+                st.booleans(),
+                st.integers(0, 5),
+                st.sampled_from(TENANTS),
+                st.integers(0, 5),
+                st.sampled_from("ab"),
+            ),
             min_size=len(MODELS),
             max_size=len(MODELS),
         ),
@@ -45,14 +53,16 @@ class World(RuleBasedStateMachine):
         devices: list[int],
         disk: int | None,
         *,
-        sizes: list[tuple[int, int, bool, int, str, int]],
+        sizes: list[tuple[int, int, bool, int, str, int, str]],
         rules: Rules,
         kept: int,
     ) -> None:
         self.now_s = 0.0
         self.needs = {
-            model: Footprint(ram_bytes, device_bytes, shares, activation_bytes, ram_bytes, tenant, device_bytes + more)
-            for model, (ram_bytes, device_bytes, shares, activation_bytes, tenant, more) in zip(MODELS, sizes, strict=True)
+            model: Footprint(ram_bytes, device_bytes, shares, activation_bytes, ram_bytes, tenant, device_bytes + more, domain)
+            for model, (ram_bytes, device_bytes, shares, activation_bytes, tenant, more, domain) in zip(
+                MODELS, sizes, strict=True
+            )
         }
         self.budgets = {RAM: ram, **{Place(index): size for index, size in enumerate(devices)}}
         if disk is not None:
@@ -256,7 +266,10 @@ class World(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def worker_dies(self, data: st.DataObject) -> None:
-        self.carry_out(self.ledger.lost(data.draw(st.sampled_from(self.devices)), self.now_s))
+        place = data.draw(st.sampled_from(self.devices))
+        here = [copy.ref for copy in self.ledger.books.here(place)]
+        dead = data.draw(st.lists(st.sampled_from(here), unique=True)) if here else []
+        self.carry_out(self.ledger.lost(place, dead, self.now_s))
 
     @rule(seconds=st.floats(0, 100_000))
     def time_passes(self, seconds: float) -> None:
@@ -292,6 +305,13 @@ class World(RuleBasedStateMachine):
         for key, copy in booked.items():
             if key[1].tier is Tier.DEVICE:
                 assert copy.holds == self.leases.count(key)
+
+    @invariant()
+    def a_worker_builds_one_preload_at_a_time(self) -> None:
+        for place in self.devices:
+            here = [copy for copy in self.ledger.books.here(place) if copy.state is State.FILLING and copy.background]
+            domains = [self.needs[copy.ref].domain for copy in here]
+            assert len(domains) == len(set(domains)), f"{here}"
 
     @invariant()
     def nobody_waits_on_nothing(self) -> None:

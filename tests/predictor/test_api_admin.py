@@ -166,6 +166,7 @@ def test_the_interactive_documentation_names_every_route(client: httpx.Client) -
     assert set(client.get("/openapi.json").json()["paths"]) == {
         "/hearth/v1/residency",
         "/hearth/v1/preload",
+        "/hearth/v1/clear",
         "/hearth/v1/unload",
         "/hearth/v1/pin",
         "/hearth/v1/unpin",

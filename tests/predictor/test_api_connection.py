@@ -176,6 +176,28 @@ async def test_a_client_that_takes_nothing_is_given_nothing_more() -> None:
     assert (blocked, rig.transport.answers) == (0, 3)
 
 
+async def test_an_answer_that_its_client_does_not_take_counts_until_it_has_left() -> None:
+    rig = Rig(at_once=False)
+    rig.receive(GET)
+    rig.connection.pause_writing()  # as the transport does while it is given more than the client takes
+    rig.requests[0].answer(Response(200, (b"x" * 100_000,)))
+    held = rig.load.requests, rig.load.body_bytes
+    rig.connection.resume_writing()
+
+    assert held == (1, 100_000)
+    assert rig.load == Load()
+
+
+async def test_an_answer_that_its_client_never_takes_counts_until_the_client_is_gone() -> None:
+    rig = Rig(at_once=False)
+    rig.receive(GET)
+    rig.connection.pause_writing()
+    rig.requests[0].answer(Response(200, (b"x" * 100_000,)))
+    rig.connection.connection_lost(None)
+
+    assert rig.load == Load()
+
+
 async def test_a_task_that_is_cancelled_by_others_cuts_its_connection_instead_of_hanging_it() -> None:
     rig = Rig(at_once=False)
     rig.receive(GET)

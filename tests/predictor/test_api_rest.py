@@ -13,10 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from predictor.api.inference import STARTS
+from predictor.api.inference import ATTEMPTS
 from predictor.api.message import Answering, Request
 from predictor.api.pod import PodState
 from predictor.errors import (
+    ComputedTooLong,
     InvalidModel,
     LoadFailed,
     ModelFailed,
@@ -24,6 +25,7 @@ from predictor.errors import (
     TrustRequired,
     WorkerDied,
     WorkerRestarting,
+    WorkerTaken,
 )
 from predictor.model import TensorSpec
 from predictor.wire import Field, Tensor
@@ -237,7 +239,7 @@ def test_a_request_whose_worker_died_before_computing_it_is_sent_once_more(
 
 
 def test_a_request_whose_worker_dies_again_and_again_is_refused(served: ServedPod, client: httpx.Client) -> None:
-    served.device.fails["double"] = [WorkerRestarting("the worker ended", retry_after_s=0.1) for _ in range(STARTS)]
+    served.device.fails["double"] = [WorkerRestarting("the worker ended", retry_after_s=0.1) for _ in range(ATTEMPTS)]
 
     reply = infer(client)
 
@@ -251,6 +253,67 @@ def test_a_request_that_its_worker_died_of_is_not_sent_again(served: ServedPod, 
 
     assert infer(client).status_code == 502
     assert served.device.ran["double"] == 2
+
+
+def test_a_request_that_its_worker_died_of_is_sent_once_more_where_its_model_says_that_it_may() -> None:
+    with ServedPod("uvloop", model("twice", idempotent=True)) as served, httpx.Client(base_url=served.url) as client:
+        assert infer(client, "twice").status_code == 200
+        served.device.fails["twice"] = [WorkerDied("killed by signal 11")]
+        assert infer(client, "twice").status_code == 200
+        assert served.device.ran["twice"] == 3
+        served.device.fails["twice"] = [ComputedTooLong("60 s")]
+        assert infer(client, "twice").status_code == 502
+        assert served.device.ran["twice"] == 4
+
+
+def test_a_request_that_ended_two_workers_is_refused_and_others_of_its_model_are_not(
+    served: ServedPod, client: httpx.Client
+) -> None:
+    assert infer(client).status_code == 200
+    for ran in (2, 3):
+        served.device.fails["double"] = [WorkerDied("killed by signal 11")]
+        assert infer(client).status_code == 502
+        assert served.device.ran["double"] == ran
+    refused = infer(client)
+    assert refused.status_code == 422
+    assert "HEARTH_POISON_TTL_S" in refused.json()["error"]
+    other = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [9, 9]}]}
+    assert infer(client, body=other).status_code == 200
+    assert served.device.ran["double"] == 4
+
+
+def test_a_request_that_was_inside_when_another_model_ended_the_worker_is_no_poison(
+    served: ServedPod, client: httpx.Client
+) -> None:
+    assert infer(client).status_code == 200
+    served.device.fails["double"] = [WorkerTaken("memory") for _ in range(3)]
+    assert [infer(client).status_code for _ in range(4)] == [502, 502, 502, 200]
+
+
+def test_a_suspect_that_survives_alone_is_innocent(served: ServedPod, client: httpx.Client) -> None:
+    assert infer(client).status_code == 200
+    for _ in range(3):
+        served.device.fails["double"] = [WorkerDied("killed by signal 11")]
+        assert infer(client).status_code == 502
+        assert infer(client).status_code == 200
+    assert served.call(lambda: len(served.pod.cache.infirmary.poison)) == 0
+
+
+def test_while_a_model_pauses_its_requests_are_told_for_how_long_and_why(served: ServedPod, client: httpx.Client) -> None:
+    ref = served.catalogue.specs["double"].ref
+    served.call(lambda: served.pod.cache.infirmary.quarantine.died(ref, "killed by SIGSEGV", served.pod.cache.clock() + 29.0))
+    with httpx.Client(base_url=served.admin_url) as admin:
+        refused = infer(client)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
+        assert "killed by SIGSEGV" in refused.json()["error"]
+        assert infer(client, "echo").status_code == 200
+        told = next(one for one in admin.get("/hearth/v1/residency").json()["models"] if one["name"] == "double")
+        assert (told["copies"], "in quarantine" in told["quarantine"]) == ([], True)
+        listed = next(one for one in client.post("/v2/repository/index").json() if one["name"] == "double")
+        assert (listed["state"], "SIGSEGV" in listed["reason"]) == ("UNAVAILABLE", True)
+        assert "SIGSEGV" in admin.post("/hearth/v1/preload", json={"models": ["double"]}).json()["refused"]["double"]
+        assert admin.post("/hearth/v1/clear", json={"models": ["double", "echo"]}).json() == {"cleared": ["double"]}
+    assert infer(client).status_code == 200
 
 
 def test_a_request_held_too_long_is_504() -> None:

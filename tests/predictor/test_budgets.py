@@ -11,7 +11,7 @@ import pytest
 
 from predictor.policy.residency import DISK, RAM, Place
 from predictor.settings import Settings
-from predictor.tiers.budgets import FRONT_BYTES, WORKER_BYTES, NoBudget, budgets, memory_limit
+from predictor.tiers.budgets import FRONT_BYTES, POOL_WORKER_BYTES, ZYGOTE_BYTES, NoBudget, budgets, memory_limit
 
 GIB = 1 << 30
 
@@ -41,16 +41,16 @@ def test_the_limit_is_read_from_either_cgroup_version(tmp_path: Path, v1: str, v
 
 def test_a_container_shares_what_its_processes_leave_between_ram_and_device(tmp_path: Path) -> None:
     root = machine(tmp_path / "m", v2=str(5 * GIB))
-    processes = FRONT_BYTES + 2 * WORKER_BYTES
+    processes = FRONT_BYTES + ZYGOTE_BYTES + 2 * POOL_WORKER_BYTES
     bodies = 256 << 20
-    room = (5 * GIB - processes - bodies) // 2
-    chosen = settings(device_count=2, max_body_bytes_in_flight=bodies)
+    room = (4 * GIB - processes - bodies) // 2
+    chosen = settings(device_count=2, max_body_bytes_in_flight=bodies, memory_share=0.8)
     assert budgets(chosen, root=root) == {RAM: room, Place(0): room // 2, Place(1): room // 2}
 
 
 def test_a_tiny_container_still_gets_a_cache(tmp_path: Path) -> None:
     root = machine(tmp_path / "m", v2=str(GIB))
-    assert budgets(settings(), root=root) == {RAM: GIB // 8, Place(0): GIB // 8}
+    assert budgets(settings(memory_share=1), root=root) == {RAM: GIB // 8, Place(0): GIB // 8}
 
 
 def test_without_a_limit_most_of_the_machine_is_left_to_others(tmp_path: Path) -> None:

@@ -255,6 +255,20 @@ async def test_a_preload_under_way_gives_its_room_to_a_request() -> None:
     assert rig.ram.stopped["wanted"] == 1
 
 
+async def test_a_pod_that_drains_begins_no_load_and_finishes_the_hop_that_it_is_at() -> None:
+    rig = Rig()
+    for name in "abc":
+        rig.cache.preload(model(name), Wish("a test"))
+    waiter = asyncio.create_task(rig.ask(model("d")))
+    await asyncio.sleep(0)
+    rig.cache.drain()
+    with pytest.raises(Unavailable, match="this pod"):
+        await waiter
+    await asyncio.sleep(HOUR_S)
+    assert set(rig.ram.fetched) == {"a", "b", "d"}
+    assert rig.device.present == set()
+
+
 async def test_a_request_joins_the_preload_of_its_model() -> None:
     rig = Rig()
     rig.cache.preload(model("a"), Wish("a test"))
@@ -267,7 +281,7 @@ async def test_after_its_worker_died_a_model_comes_back_from_ram() -> None:
     rig = Rig()
     await rig.ask(model("a"))
     rig.device.die()
-    rig.cache.device_lost(0)
+    rig.cache.device_lost(0, [copy.ref for copy in rig.ledger.copies()])
     assert await rig.ask(model("a")) == "ram"
     assert rig.ram.fetched["a"] == 1
 
@@ -342,7 +356,7 @@ async def test_a_random_day_answers_every_request_once_and_ends_with_true_books(
                 case 1:
                     number = draw.randrange(len(rig.devices))
                     rig.devices[number].die()
-                    rig.cache.device_lost(number)
+                    rig.cache.device_lost(number, [copy.ref for copy in rig.ledger.copies()])
                 case 2:
                     rig.cache.preload(spec, Wish("a test"))
                 case 3:

@@ -98,7 +98,7 @@ class FakeAdmin(BaseHTTPRequestHandler):
         elif self.path == "/hearth/v1/preload":
             self._answer(202, {"accepted": known, "unknown": [name for name in asked if name not in known]})
         else:
-            self._answer(200, {"unloaded": known})
+            self._answer(200, {"cleared" if self.path == "/hearth/v1/clear" else "unloaded": known})
 
     def _answer(self, status: int, body: dict[str, object]) -> None:
         content = json.dumps(body).encode()
@@ -217,6 +217,13 @@ def test_ps_of_an_empty_pod_says_how_a_model_gets_in() -> None:
     assert [row[-1] for row in cli.tier_rows(empty)] == ["MODELS", "0", "0"]
 
 
+def test_ps_names_what_is_in_quarantine_and_why_though_it_has_no_copy() -> None:
+    sick = {"name": "evil", "version": 3, "quarantine": "in quarantine: it ended a worker (killed by SIGSEGV)"}
+    told = msgspec.convert({**RESIDENCY, "models": [sick]}, Residency)
+    assert [row[:4] for row in cli.model_rows(told)[1:]] == [["evil", "3", "-", "quarantine"]]
+    assert cli.alarm_lines(told) == ["warning: model evil:3 is in quarantine: it ended a worker (killed by SIGSEGV)"]
+
+
 def test_pin_loads_and_says_what_is_pinned(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["pin", "resnet", "--address", address]) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -246,6 +253,14 @@ def test_load_names_what_it_loads_and_what_nobody_has(address: str, capsys: pyte
     told = capsys.readouterr()
     assert "loading in the background: resnet" in told.out
     assert "has no nonesuch" in told.err
+
+
+def test_load_can_take_models_out_of_quarantine_first(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["load", "resnet", "--clear", "--address", address]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "out of quarantine: resnet",
+        "loading in the background: resnet (watch with `hearth ps`)",
+    ]
 
 
 def test_what_the_server_refuses_is_told_in_its_own_words(address: str, capsys: pytest.CaptureFixture[str]) -> None:

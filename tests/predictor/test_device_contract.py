@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from predictor.engine.cuda import ALIGNED_BYTES, CHUNK_BYTES, CudaDevice, pieces
-from predictor.engine.device import CpuDevice, Device
+from predictor.engine.device import CpuDevice, Device, is_lost
 from predictor.engine.formats import Built, build
 from predictor.engine.mapping import Mapped
 from predictor.engine.memory import is_out_of_memory
@@ -205,6 +205,7 @@ def test_a_copy_does_not_see_what_the_arena_holds_afterwards(bench: Bench) -> No
     load, mapped = bench.place(affine(2.0))
     model = build(load, bench.device.place(load, mapped), threads=1)
     if bench.copy:
+        assert mapped.pool is not None
         mapped.contiguous.fill_(0xFF)
         mapped.pool().fill_(0xFF)
     assert ask(model, 1, 2, 3, 4) == [3.0, 5.0, 7.0, 9.0]
@@ -324,3 +325,33 @@ def test_pieces_of_an_arena_are_found_in_the_pool() -> None:
     assert list(pieces(extents, 5, 12)) == [(105, 110), (50, 52)]
     assert list(pieces(extents, 10, 20)) == [(50, 60)]
     assert list(pieces(extents, 7, 7)) == []
+
+
+class LosingCuda(FakeCuda):
+    """Every call fails once an illegal address was used, as CUDA's do."""
+
+    lost = False
+
+    def __init__(self) -> None:
+        self._device = torch.device("cpu")
+        super().__init__()
+
+    @property
+    def device(self) -> torch.device:
+        if self.lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return self._device
+
+    @device.setter
+    def device(self, device: torch.device) -> None:
+        self._device = device
+
+
+def test_a_device_that_computes_nothing_after_an_error_is_lost_and_one_that_does_is_not() -> None:
+    runtime = LosingCuda()
+    device = CudaDevice(0, runtime)
+    illegal = RuntimeError("CUDA error: an illegal memory access was encountered")
+    assert not is_lost(device, illegal)
+    runtime.lost = True
+    assert is_lost(device, illegal)
+    assert not is_lost(device, ValueError("the model's own"))  # nobody asks the device for that

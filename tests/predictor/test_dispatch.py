@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.errors import DeadlineExceeded, ModelFailed, OutOfMemory, TooManyRequests, WorkerDied, WorkerRestarting
+from predictor.errors import DeadlineExceeded, ModelFailed, OutOfMemory, TooManyRequests, WorkerDied
 from predictor.model import ModelRef
 from predictor.policy.batching import Priority, Terms
 from predictor.wire import Tensor
@@ -155,18 +155,79 @@ async def test_a_batch_that_finds_no_memory_runs_one_by_one() -> None:
         await jobs[2].answer
 
 
-async def test_a_batch_that_killed_its_worker_may_be_asked_again_and_one_that_ran_alone_may_not() -> None:
+async def test_all_of_a_batch_that_had_begun_in_a_worker_that_died_are_told_so_and_none_is_run_again() -> None:
     device = Doubler(lambda: WorkerDied("killed by SIGSEGV"))
     jobs = [job(1), job(2), job(POISON)]
     device.submit(*jobs)
-    for one in jobs[1:]:
-        with pytest.raises(WorkerRestarting, match="2 requests ran as one"):
-            await one.answer
-    alone = job(POISON)
-    device.submit(alone)
-    with pytest.raises(WorkerDied) as caught:
-        await alone.answer
-    assert type(caught.value) is WorkerDied
+    answers = await asyncio.gather(*(one.answer for one in jobs), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [Answer, WorkerDied, WorkerDied]
+    assert answers[1] is not answers[2], "one exception raised in many tasks would collect all their tracebacks"
+    assert device.batches == [[1], [2, POISON]]
+
+
+class Lanes(Doubler):
+    """Model A computes in one worker, all others in another one; a batch of A with POISON never ends by itself."""
+
+    def __init__(self, **more: float) -> None:
+        super().__init__(**more)  # type: ignore[arg-type]
+        self.shares: list[tuple[str, bool]] = []
+        self.hangs: list[Callable[[Outcome], None]] = []
+        self.dispatcher = Dispatcher(
+            self._hang_or_send,
+            lane_of=lambda ref: ref == A,
+            on_overdue=lambda ref, shares: self.shares.append((ref.name, shares)),
+            clock=lambda: asyncio.get_running_loop().time(),
+        )
+
+    def _hang_or_send(self, work: Work, done: Callable[[Outcome], None]) -> None:
+        if work.ref == A and floats(POISON) in work.body:
+            self.hangs.append(done)
+        else:
+            self._send(work, done)
+
+
+async def test_models_in_different_workers_take_turns_on_the_device() -> None:
+    device = Lanes(run_s=0.3)
+    jobs = [job(1), job(2, ref=B), job(3), job(4, ref=B)]
+    device.submit(*jobs, terms=Terms())
+    await asyncio.gather(*(one.answer for one in jobs))
+    assert asyncio.get_running_loop().time() == pytest.approx(1.2, abs=0.01)
+    assert device.shares == []
+
+
+async def test_a_batch_that_hangs_in_its_own_worker_holds_the_others_up_for_a_second_and_once() -> None:
+    device = Lanes(run_s=0.3)
+    loop = asyncio.get_running_loop()
+    hung, behind, first, second = job(POISON), job(1), job(2, ref=B), job(3, ref=B)
+    device.submit(hung, behind, first, second, terms=Terms())
+    await first.answer
+    assert loop.time() == pytest.approx(1.3, abs=0.05)
+    await second.answer
+    assert loop.time() == pytest.approx(1.6, abs=0.05)
+    device.submit(third := job(4, ref=B), terms=Terms())
+    await third.answer
+    assert loop.time() == pytest.approx(1.9, abs=0.05)
+    assert not behind.answer.done()
+    assert device.shares == [("a", True)]
+    device.hangs[0](WorkerDied("it computed for too long"))
+    with pytest.raises(WorkerDied):
+        await hung.answer
+    assert await doubled(behind) == [2]
+    assert device.shares == [("a", True), ("a", False)]
+    device.submit(job(POISON), last := job(5, ref=B), terms=Terms())
+    began_s = loop.time()
+    await last.answer
+    assert loop.time() - began_s == pytest.approx(4 * 0.3 + 0.3, abs=0.05), "what hung says nothing of its pace"
+
+
+async def test_within_one_worker_nothing_overtakes_what_hangs() -> None:
+    device = Lanes()
+    device.submit(job(POISON), job(1), job(2))
+    await asyncio.sleep(100)
+    assert (device.batches, device.shares, len(device.dispatcher)) == ([], [], 2)
+    device.hangs[0](WorkerDied("ended"))
+    await asyncio.sleep(10)
+    assert device.batches == [[1, 2]]
 
 
 async def test_a_model_that_does_not_answer_row_by_row_is_run_alone_from_then_on(caplog: pytest.LogCaptureFixture) -> None:

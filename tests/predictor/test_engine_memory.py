@@ -15,6 +15,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from predictor.boundary import Boundary
 from predictor.engine import memory
 from predictor.engine.device import CpuDevice, Files
 from predictor.engine.formats import build
@@ -197,12 +198,14 @@ class Engine:
         control, control_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         page = os.memfd_create("running")
         os.ftruncate(page, 4096)
-        theirs = (stream.fileno(), control_theirs.fileno(), page)
-        words = [str(word) for word in (os.getpid(), 0, 1, *theirs)]
+        output = os.dup(2)
+        theirs = (stream.fileno(), control_theirs.fileno(), page, output)
+        words = [*(str(word) for word in (os.getpid(), 0, 1, *theirs)), Boundary().told(), ""]
         self._process = subprocess.Popen([sys.executable, "-m", "predictor.engine", "cpu", *words], pass_fds=theirs)
         stream.close()
         control_theirs.close()
         os.close(page)
+        os.close(output)
         send_pool(control, Pool(self.pool.size_bytes, limit_bytes, self.pool.reader))
         self._control = control
         self._frames = Frames()

@@ -86,6 +86,8 @@ def test_what_is_behind_the_arena_in_its_last_slab_is_not_mapped(weights: Weight
 def test_the_whole_pool_is_mapped_once_and_only_for_who_asks(weights: Weights) -> None:
     first, second = weights.map(((0, PAGE),), PAGE), weights.map(((PAGE, PAGE),), PAGE)
     assert mapped() == 2
+    assert first.pool is not None
+    assert second.pool is not None
     assert first.pool() is second.pool()
     assert first.pool()[5 * PAGE] == 5
     assert len(first.pool()) == PAGES * PAGE

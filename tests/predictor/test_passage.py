@@ -19,6 +19,7 @@ from predictor.passage import STEPS, Buffer, FreeExtents, Passage, rounded, seal
 from predictor.wire import INLINE_BYTES, FromWorker, Ran, Run, Tensor, ToWorker
 from predictor.workers.dispatch import Work
 from predictor.workers.link import _shared
+from predictor.workers.zygote import Zygote, starter
 from tests.fakes.zoo import affine_pytorch
 from tests.predictor.test_workers import Bench, alive
 
@@ -176,11 +177,13 @@ STATEFUL = b"""
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def bench() -> AsyncIterator[Bench]:
-    bench = Bench()
+    zygote = Zygote(1)
+    bench = Bench(starter(zygote))
     await bench.worker.start()
     yield bench
     await bench.worker.stop(5.0)
     bench.close()
+    zygote.close()
 
 
 def received(bench: Bench, rows: int, value: bytes = b"\0\0\x80?") -> memoryview:

@@ -29,7 +29,9 @@ ROWS = [[1.0, 2.0, 3.0, 4.0]]
 class Server:
     """One `hearth serve` process on free ports."""
 
-    def __init__(self, s3: FakeS3, **settings: str) -> None:
+    def __init__(self, s3: FakeS3, **settings: str | Path) -> None:
+        """``log``: where its standard error goes, if it is not to be read by ``stop``."""
+        log = self._log = Path(settings.pop("log")) if "log" in settings else None
         self.port, self.admin_port = _free_port(), _free_port()
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HEARTH_"))}
         environment |= s3.environment() | {
@@ -40,10 +42,13 @@ class Server:
             "HEARTH_SETTLE_S": "0",
             "HEARTH_FETCH_RETRIES": "1",
             "HEARTH_DRAIN_TIMEOUT_S": "10",
-            **{f"HEARTH_{name.upper()}": value for name, value in settings.items()},
+            **{f"HEARTH_{name.upper()}": str(value) for name, value in settings.items()},
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "predictor.boot", "serve"], env=environment, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "predictor.boot", "serve"],
+            env=environment,
+            stderr=subprocess.PIPE if log is None else log.open("w"),
+            text=True,
         )
         _until(lambda: self.process.poll() is not None or _listens(self.port))
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
@@ -58,9 +63,15 @@ class Server:
         answer: dict[str, Any] = self.admin.get("/hearth/v1/residency").json()
         return answer
 
-    def worker_pid(self) -> int:
+    def children(self, name: str) -> list[int]:
+        """Processes of the front whose name in lists of processes begins so."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return next(int(pid) for pid in children if b"predictor.engine" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        return [int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(name.encode())]
+
+    def worker_pid(self) -> int:
+        """Of the first worker, which is forked when torch is imported."""
+        _until(lambda: bool(self.children("hearth-worker")))
+        return self.children("hearth-worker")[0]
 
     def stop(self) -> tuple[int, str]:
         """SIGTERM; the exit status and everything it logged."""
@@ -72,7 +83,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
-        return self.process.returncode, logged
+        return self.process.returncode, logged if self._log is None else self._log.read_text()
 
 
 def _listens(port: int) -> bool:

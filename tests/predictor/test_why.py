@@ -31,7 +31,7 @@ WORTH = "was asked for 1.0/s and saved 2 s of waiting per hour and MB"
         (Event(0.5, "dropped", "ram", 3, cause="order"), "version 3 left ram: somebody unloaded it"),
         (
             Event(0.5, "dropped", "device 1", 3, cause="lost"),
-            "version 3 left device 1: its worker process died; the next request brings it back",
+            "version 3 left device 1: its worker process ended; it comes back from RAM",
         ),
         (
             Event(0.5, "dropped", "ram", 3, cause="room", other="b:1", value=VALUE, rate_per_s=1.0, other_rate_per_s=2.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import struct
@@ -14,14 +15,16 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.errors import LoadFailed, ModelFailed, SchemaMismatch, WorkerDied, WorkerRestarting
+from predictor.errors import ComputedTooLong, LoadFailed, ModelFailed, SchemaMismatch, WorkerDied, WorkerRestarting, WorkerTaken
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
 from predictor.passage import Passage
 from predictor.tiers.slabs import Arena, SlabPool
 from predictor.wire import FRAME, Frames, Hello, Run, Tensor, Unload, encode_head, to_worker_decoder
+from predictor.workers.death import KERNEL_OUT_OF_MEMORY, Death
 from predictor.workers.dispatch import Answer, Outcome, Work
-from predictor.workers.spawn import cpu_quota
+from predictor.workers.spawn import Starter, cpu_quota
 from predictor.workers.worker import Worker
+from predictor.workers.zygote import Zygote, starter
 from tests.fakes.arenas import fragment, write
 from tests.fakes.zoo import affine_onnx, affine_pytorch
 
@@ -66,10 +69,12 @@ def alive(pid: int) -> bool:
 class Bench:
     """One worker and the arenas of its models."""
 
-    def __init__(self) -> None:
+    def __init__(self, starter: Starter, *, successor: bool = True) -> None:
         self.hellos: list[Hello] = []
         self.deaths: list[str] = []
+        self.died: list[Death] = []
         self.lost = 0
+        self.kernel_killed = False
         self.arenas: list[Arena] = []
         self.pool = SlabPool(64 << 20)
         self.passage = Passage(64 << 20, "requests")
@@ -79,12 +84,19 @@ class Bench:
             threads=1,
             pool=self.pool,
             passage=self.passage,
+            successor=successor,
             build_timeout_s=60.0,
             execute_timeout_s=3.0,
             on_ready=self.hellos.append,
             on_lost=self._count,
-            on_death=self.deaths.append,
+            on_death=self._died,
+            starter=starter,
+            memory_killed=lambda: self.kernel_killed,
         )
+
+    def _died(self, death: Death) -> None:
+        self.deaths.append(death.reason)
+        self.died.append(death)
 
     def _count(self) -> None:
         self.lost += 1
@@ -133,12 +145,12 @@ class Bench:
     def pid(self) -> int:
         return self.hellos[-1].pid
 
-    async def until_it_computes(self) -> None:
+    async def until_it_computes(self, *, building: bool = False) -> None:
         """Only the worker knows when, and it says so on the page it shares with the front."""
         spawned = self.worker._spawned
         assert spawned is not None
         async with asyncio.timeout(30):
-            while spawned.page[:8] == bytes(8):  # noqa: ASYNC110 (another process writes it)
+            while spawned.page[8 * building :][:8] == bytes(8):  # noqa: ASYNC110 (another process writes it)
                 await asyncio.sleep(0.01)
 
     def mapped(self) -> int:
@@ -147,16 +159,20 @@ class Bench:
 
 
 def _maps(pid: int) -> list[str]:
+    if os.geteuid():
+        pytest.skip("only root looks into a worker")
     return Path(f"/proc/{pid}/maps").read_text().splitlines()
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def bench() -> AsyncIterator[Bench]:
-    bench = Bench()
+    zygote = Zygote(1)
+    bench = Bench(starter(zygote))
     await bench.worker.start()
     yield bench
     await bench.worker.stop(5.0)
     bench.close()
+    zygote.close()
 
 
 def values(answer: Answer) -> list[float]:
@@ -253,14 +269,14 @@ async def test_the_request_inside_a_killed_worker_fails_and_those_behind_it_may_
 
 async def test_a_request_that_computes_for_too_long_costs_the_worker_its_life(bench: Bench) -> None:
     ref = await bench.load("hung", affine_pytorch(scale=1.0), sleep_s=1000.0)
-    with pytest.raises(ModelFailed, match="HEARTH_EXECUTE_TIMEOUT_S"):
+    with pytest.raises(ComputedTooLong, match="HEARTH_EXECUTE_TIMEOUT_S"):
         await bench.ask(ref, *X)
     ref = await bench.load("after", affine_onnx(scale=1.0))
     assert values(await bench.ask(ref, *X))[0] == 2.0
 
 
 async def test_a_worker_ends_with_its_socket_and_hears_no_sigterm(bench: Bench) -> None:
-    other = Bench()
+    other = Bench(starter(None))
     await other.worker.start()
     ref = await other.load("m", affine_onnx(scale=1.0))
     os.kill(other.pid, signal.SIGTERM)
@@ -325,6 +341,88 @@ async def test_a_build_that_takes_too_long_fails_when_its_worker_is_dead(bench: 
     with pytest.raises(LoadFailed, match="HEARTH_BUILD_TIMEOUT_S"):
         await bench.worker.load(spec, arena, copy=False)
     assert not alive(pid)
+
+
+async def test_a_worker_that_dies_while_it_computes_and_builds_has_two_suspects_and_neither_load_is_lost(bench: Bench) -> None:
+    slow = await bench.load("computing", affine_pytorch(scale=1.0), sleep_s=2.0)
+    files = {**affine_pytorch(scale=1.0), "model.py": b"import time; time.sleep(2)\n" + affine_pytorch(scale=1.0)["model.py"]}
+    spec, arena = bench.prepare("building", files)
+    loading = asyncio.create_task(bench.worker.load(spec, arena, copy=False))
+    await bench.until_it_computes(building=True)
+    asked = bench.ask(slow, *X)
+    await bench.until_it_computes()
+    os.kill(bench.pid, signal.SIGKILL)
+    died, restarting = await asyncio.gather(asked, loading, return_exceptions=True)
+    assert (type(died), type(restarting)) == (WorkerDied, WorkerRestarting)
+    assert "may have been, another model's doing" in str(died)
+    assert (bench.died[-1].culprit, set(bench.died[-1].suspects)) == (None, {slow, spec.ref})
+
+
+async def test_who_is_blamed_for_an_end_by_force_is_told_and_what_another_model_computed_was_not_its_doing(
+    bench: Bench,
+) -> None:
+    slow = await bench.load("inside", affine_pytorch(scale=1.0), sleep_s=2.0)
+    fat = await bench.load("fat", affine_onnx(scale=1.0))
+    asked = bench.ask(slow, *X)
+    await bench.until_it_computes()
+    bench.worker.end("its memory ran away", "memory", fat)
+    with pytest.raises(WorkerTaken, match="its memory ran away"):
+        await asked
+    assert bench.died[-1] == Death("", "its memory ran away", "memory", fat)
+
+
+async def test_an_idle_death_blames_nobody_and_one_inside_blames_who_was(bench: Bench) -> None:
+    slow = await bench.load("slow-again", affine_pytorch(scale=1.0), sleep_s=2.0)
+    os.kill(bench.pid, signal.SIGKILL)
+    with contextlib.suppress(WorkerDied):
+        await bench.worker.unload(slow)
+    slow = await bench.load("slow-again", affine_pytorch(scale=1.0), sleep_s=2.0)
+    assert bench.died[-1] == Death("", "killed by SIGKILL", "SIGKILL")
+    asked = bench.ask(slow, *X)
+    await bench.until_it_computes()
+    os.kill(bench.pid, signal.SIGKILL)
+    with pytest.raises(WorkerDied, match="model slow-again:1 ended its worker"):
+        await asked
+    assert bench.died[-1].culprit == slow
+
+
+async def test_a_worker_that_the_kernel_killed_for_memory_is_told_as_that(bench: Bench) -> None:
+    slow = await bench.load("hoards", affine_pytorch(scale=1.0), sleep_s=2.0)
+    bench.kernel_killed = True
+    asked = bench.ask(slow, *X)
+    await bench.until_it_computes()
+    os.kill(bench.pid, signal.SIGKILL)
+    with pytest.raises(WorkerDied, match=r"model hoards:1 ended its worker \(killed by the kernel: out of memory\)"):
+        await asked
+    assert bench.died[-1] == Death("", "killed by the kernel: out of memory", KERNEL_OUT_OF_MEMORY, slow)
+    slow = await bench.load("hoards", affine_pytorch(scale=1.0), sleep_s=2.0)
+    asked = bench.ask(slow, *X)
+    await bench.until_it_computes()
+    bench.worker.end("we did it", "memory")
+    with pytest.raises(WorkerDied, match="we did it"):
+        await asked
+    slow = await bench.load("hoards", affine_pytorch(scale=1.0), sleep_s=2.0)
+    asked = bench.ask(slow, *X)
+    await bench.until_it_computes()
+    os.kill(bench.pid, signal.SIGSEGV)
+    with pytest.raises(WorkerDied, match="SIGSEGV"):
+        await asked
+    bench.kernel_killed = False
+
+
+async def test_a_worker_without_a_successor_ends_for_good_and_a_load_that_waits_for_it_may_go_elsewhere() -> None:
+    bench = Bench(starter(None), successor=False)
+    await bench.worker.start()
+    ref = await bench.load("m", affine_onnx(scale=1.0))
+    spec, arena = bench.prepare("late", affine_onnx(scale=1.0))
+    os.kill(bench.pid, signal.SIGKILL)
+    with contextlib.suppress(WorkerDied):
+        await bench.worker.unload(ref)
+    with pytest.raises(WorkerRestarting):
+        await bench.worker.load(spec, arena, copy=False)
+    assert len(bench.hellos) == 1
+    await bench.worker.stop(5.0)
+    bench.close()
 
 
 async def test_model_code_cannot_write_into_the_pool_by_any_road(bench: Bench) -> None:

@@ -200,7 +200,7 @@ class World:
                 case 5:
                     device.peaks[name] = draw.choice((-1, draw.randint(0, 12) * MB))
                 case _ if draw.random() < 0.2:
-                    self.cache.device_lost(self.devices.index(device))
+                    self.cache.device_lost(self.devices.index(device), [copy.ref for copy in self.ledger.copies()])
 
     # ---- what always holds -----------------------------------------------------------------------------------
 

@@ -275,6 +275,7 @@ async def test_a_pod_that_tells_garbage_or_nothing_keeps_nobody_from_being_heard
     fake: FakeKube, one: AdminPod, two: AdminPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("warmup.ordering.LOOK_EACH_S", 0.1)
+    monkeypatch.setattr("warmup.ordering.COMPARE_EACH_S", 0.1)  # the first may be over before anybody listens for it
     one.heat, two.heat = noted("one", m=1.0), noted("two", n=2.0)
     one.residency = resident("m")
 

@@ -1,0 +1,1 @@
+"""What it costs to keep models apart, and what it is worth."""

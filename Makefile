@@ -42,8 +42,9 @@ endif
 demo: install  ## two dozen models share a device budget for six
 	$(BIN)/hearth demo
 
-test: install  ## the whole test suite; policy/ must be covered branch by branch
-	$(BIN)/python -m pytest --cov=predictor.policy --cov-branch --cov-report=term:skip-covered --cov-fail-under=100
+test: install  ## the whole test suite; policy/ must be covered branch by branch, by its own tests
+	$(BIN)/python -m pytest tests/policy --cov=predictor.policy --cov-branch --cov-report=term:skip-covered --cov-fail-under=100
+	$(BIN)/python -m pytest --ignore=tests/policy
 
 soak: install  ## what takes long: the simulation with 100,000 events a seed, a pod under 20,000 requests, 1,000 dead workers
 	SOAK_SIM_EVENTS=100000 SOAK_SIM_SEEDS=8 $(BIN)/python -m pytest tests/sim -q

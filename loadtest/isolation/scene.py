@@ -94,6 +94,9 @@ def silence(seen: Sequence[Seen], begin_s: float, interval_s: float) -> float:
     for one in seen:
         if not one.told:
             good[one.model].append(one.at_s + one.seconds)
+    end_s = max((one.at_s + one.seconds for one in seen), default=begin_s)
+    for moments in good.values():
+        moments.append(max(end_s, moments[-1]))  # who never came back was silent until the end
     longest_s = max((later - earlier for moments in good.values() for earlier, later in pairwise(moments)), default=0.0)
     return max(longest_s - interval_s, 0.0)
 

@@ -110,6 +110,21 @@ def test_a_failed_write_to_disk_refuses_nobody() -> None:
     assert books.finished(A, DEVICE, 1.0, 1.0) == (Grant(ticket, A, DEVICE),)
 
 
+def test_what_was_unloaded_while_it_waited_for_its_write_is_not_written() -> None:
+    books = ledger(disk=20, device=30)
+    books.wait(A, need(4), 0.0)
+    assert Start(A, DISK, RAM) in books.finished(A, RAM, 1.0, 0.0)
+    ticket, _ = books.wait(B, need(4), 0.0)
+    assert books.finished(B, RAM, 1.0, 0.0) == (Start(B, DEVICE, RAM),), "one write at a time"
+    assert books.finished(B, DEVICE, 1.0, 0.0) == (Grant(ticket, B, DEVICE),)
+    books.release(B, DEVICE, 0.0)
+    assert Drop(B, RAM) in books.unload(B, 1.0)
+    assert books.finished(A, DISK, 0.1, 1.0) == ()
+    books.dropped(B, RAM, 1.0)
+    assert books.dropped(B, DEVICE, 1.0) == ()
+    assert books.books.at(B, DISK) is None
+
+
 def test_copies_found_on_a_disk_that_became_smaller_are_dropped_oldest_first() -> None:
     books = ledger(disk=10)
     assert books.adopt(A, 6, 0.0) == ()

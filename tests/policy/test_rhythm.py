@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from predictor.policy.rhythm import LEAST_VISITS, SPREAD, Due, due
@@ -60,6 +60,7 @@ def test_visits_of_one_moment_have_no_period() -> None:
     st.integers(0, 6),
     st.floats(0, 1.1),
 )
+@example(60.0, [0.0, -0.015625, 0.01953125, -0.015625], 2, 0.0)  # half of the long gap is short, and the median long
 def test_a_rhythm_is_found_whatever_its_jitter_and_whichever_visit_was_left_out(
     period_s: float, jitter: list[float], skipped: int, later: float
 ) -> None:

@@ -131,6 +131,7 @@ class Warming:
             self._pools(), seen, self._efforts, now_s=now_s, wishes=wishes, unsure=unsure, requests=requests
         )
         self._efforts, self.states = decision.efforts, decision.states
+        self._failed = {pool: why for pool, why in self._failed.items() if pool in decision.efforts}
         for action in decision.actions:
             if not self._may_act():
                 return

@@ -82,7 +82,7 @@ class Demand:
         if gap_s > 0:
             if rate.latest_s > -math.inf:
                 count(rate.gaps, gap_s)
-            if gap_s >= APART_S:
+            if rate.latest_s < tick_s - APART_S + TICK_S:  # by the second as well: whichever request of this one came first
                 rate.visits.append(tick_s)
                 del rate.visits[:-VISITS]
             rate.latest_s = now_s

@@ -95,6 +95,14 @@ def test_visits_are_the_moments_after_a_minute_of_quiet_the_latest_eight() -> No
     assert demand.visits("b") == ()
 
 
+@pytest.mark.parametrize("moments_s", [(60.1, 60.9), (60.9, 60.1)])
+def test_whether_a_second_begins_a_visit_does_not_depend_on_the_order_of_its_requests(moments_s: tuple[float, ...]) -> None:
+    demand = Demand()
+    for moment_s in (0.5, *moments_s):
+        demand.note("a", moment_s)
+    assert demand.visits("a") == [0.0, 60.0]
+
+
 def test_visits_of_two_pods_are_merged_and_those_of_the_same_minute_are_one() -> None:
     demand = Demand()
     demand.note("a", 0.0)

@@ -32,6 +32,11 @@ def test_up_to_what_was_measured_nothing_more_is_asked_for_and_beyond_it_grows_w
     assert profile.activation_bytes(0, 300) == 12 * MB
 
 
+def test_of_two_measurements_of_as_many_elements_the_larger_one_counts() -> None:
+    profile = measured((10, 3 * MB), (10, 5 * MB), (10, 4 * MB))
+    assert profile.peaks == (Peak(10, 5 * MB),)
+
+
 def test_a_request_that_found_no_memory_is_given_more_and_at_most_the_device_once() -> None:
     profile = measured((100, 4 * MB)).after_exhaustion(60, 4 * MB, 20 * MB)
     assert profile.limit == 59, "such requests ask first from now on"

@@ -309,6 +309,35 @@ def test_what_failed_has_had_its_turn_and_starves_only_from_then_on() -> None:
 # ---- the rest ------------------------------------------------------------------------------------------------
 
 
+def test_all_that_wait_are_told_and_those_that_wait_in_vain_withdrawn() -> None:
+    device = Batching()
+    entries = [Entry("a"), Entry("a", "x", deadline_s=3.0), Entry("b", priority=Priority.HIGH, deadline_s=1.0)]
+    for entry in entries:
+        assert device.offer(entry, Terms())
+    assert sorted(device, key=entries.index) == entries
+    assert device.late(1.0) == []
+    assert device.late(2.0) == [entries[2]]
+    device.withdraw(entries[2])
+    assert sorted(device, key=entries.index) == entries[:2]
+    assert device.late(4.0) == [entries[1]]
+
+
+def test_more_than_may_wait_are_not_taken_in() -> None:
+    device, terms = Batching(), Terms(max_waiting=2)
+    assert [device.offer(Entry("a"), terms) for _ in range(3)] == [True, True, False]
+    assert device.offer(Entry("b"), terms), "whose queue is another one"
+    assert (device.waiting("a"), device.length) == (2, 3)
+
+
+def test_what_finds_others_waiting_or_waits_for_others_itself_does_not_run_at_once() -> None:
+    device, waits = Batching(), Terms(max_rows=4, max_delay_s=1.0)
+    assert device.at_once(Entry("a", "x"), waits, 0.0) is None
+    assert device.at_once(Entry("a", "x", rows=waits.max_rows), waits, 0.0) is not None, "full"
+    assert device.at_once(Entry("a"), waits, 0.0) is not None, "alone in any case"
+    device.offer(Entry("b"), Terms())
+    assert device.at_once(Entry("a"), Terms(), 0.0) is None
+
+
 def test_what_failed_waits_under_the_terms_that_are_newest() -> None:
     device, newest = Batching(), Terms(weight=7.0)
     device.offer(Entry("a"), Terms())

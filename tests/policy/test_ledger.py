@@ -337,3 +337,56 @@ def test_while_every_place_is_busy_with_preloads_no_more_begin() -> None:
     assert books.preload(D, need(5), 1.0) == (Start(D, RAM),)
     assert books.preload(E, need(5), 1.0) == ()
     assert E in books.preloads
+
+
+def test_who_gives_up_takes_nobody_along_who_waits_for_the_same() -> None:
+    books = ledger()
+    first, _ = books.wait(A, need(4), 0.0)
+    second, _ = books.wait(A, need(4), 0.0)
+    assert books.leave(first, A, 0.5) == ()
+    assert books.is_awaited(A)
+    assert A not in books.preloads
+    books.finished(A, RAM, 1.0, 1.0)
+    assert books.finished(A, DEVICE, 0.1, 1.1) == (Grant(second, A, DEVICE),)
+
+
+def test_a_preload_of_what_is_there_or_awaited_or_too_large_is_nothing() -> None:
+    books = ledger()
+    load(books, A, 4)
+    books.wait(B, need(4), 0.0)
+    for ref, size in ((A, 4), (B, 4), (C, 11)):
+        assert books.preload(ref, need(size), 1.0) == ()
+        assert ref not in books.preloads
+
+
+def test_a_load_that_somebody_waits_for_goes_on_when_it_is_unloaded() -> None:
+    books = ledger()
+    ticket, _ = books.wait(A, need(4), 0.0)
+    assert books.unload(A, 0.5) == ()
+    assert books.finished(A, RAM, 1.0, 1.0) == (Start(A, DEVICE, RAM),)
+    assert books.unload(A, 1.05) == (), "the device reads its copy in RAM"
+    assert books.finished(A, DEVICE, 0.1, 1.1) == (Grant(ticket, A, DEVICE),)
+
+
+def test_a_lost_device_has_nothing_to_give_up_of_a_model_on_its_way() -> None:
+    books = ledger()
+    ticket, _ = books.wait(A, need(4), 0.0)
+    books.finished(A, RAM, 1.0, 1.0)
+    assert books.lost(DEVICE, [A], 1.05) == (), "its load fails by itself"
+    assert list(books.failed(A, DEVICE, 1.1)) == [Refuse(ticket, A)]
+
+
+def test_of_several_devices_a_model_goes_where_there_is_room_and_else_where_the_least_value_is_in_its_way() -> None:
+    second = Place(1)
+    books = Ledger({RAM: 100, DEVICE: 10, second: 10}, Demand(), Rules(min_residency_s=0.0))
+    for ref, place in ((A, DEVICE), (B, second)):
+        ticket, _ = books.wait(ref, need(8), 0.0)
+        assert books.finished(ref, RAM, 1.0, 0.0) == (Start(ref, place, RAM),)
+        assert books.finished(ref, place, 1.0, 0.0) == (Grant(ticket, ref, place),)
+        books.release(ref, place, 0.0)
+    for _ in range(3):
+        books.hit(A, 1.0)
+        books.release(A, DEVICE, 1.0)
+    assert {(copy.ref, copy.place) for copy in books.copies()} == {(A, RAM), (A, DEVICE), (B, RAM), (B, second)}
+    books.wait(C, need(8), 2.0)
+    assert books.finished(C, RAM, 1.0, 2.0) == (Drop(B, second),)

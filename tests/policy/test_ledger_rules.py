@@ -227,3 +227,12 @@ def test_what_nobody_uses_is_dropped_after_its_time_to_live_and_what_is_used_is_
     books.release(B, DEVICE, 100.0)
     assert books.tick(159.0) == ()
     assert books.tick(160.0) == (Drop(B, DEVICE), Drop(B, RAM))
+
+
+def test_what_is_pinned_outlives_its_time_to_live() -> None:
+    books = ledger(Rules(idle_ttl_s=60.0))
+    load(books, A, need(5), 0.0)
+    books.pin("a")
+    assert books.tick(1000.0) == ()
+    books.unpin("a", 1000.0)
+    assert books.tick(1000.0) == (Drop(A, DEVICE), Drop(A, RAM))

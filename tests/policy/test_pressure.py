@@ -36,6 +36,11 @@ def test_memory_that_stands_still_is_looked_at_rarely(usage: Usage, before: Usag
     assert pause_s(usage, before, 0.5, 0.9) == expected
 
 
+def test_memory_that_grows_is_looked_at_four_times_before_it_is_short() -> None:
+    """One GB left of its share, at one GB a second."""
+    assert pause_s(Usage(9 * GB, 20 * GB), Usage(8 * GB, 20 * GB), 1.0, 0.5) == pytest.approx(1 / 4)
+
+
 @given(st.integers(0, 9 * GB), st.integers(1, GB), st.floats(0.02, 0.5))
 def test_growth_that_goes_on_is_seen_before_the_limit(used: int, grown: int, since_s: float) -> None:
     """Unless it would take less than two of the shortest looks."""

@@ -19,6 +19,7 @@ BUILD_TIMEOUT: Final = "build timeout"
 HUNG_UP: Final = "hung up"
 EXIT: Final = "exit"
 LOST_DEVICE: Final = "device lost"
+REAL_TIME: Final = "real-time signal"
 KERNEL_OUT_OF_MEMORY: Final = "out of memory (kernel)"
 
 
@@ -59,7 +60,10 @@ def ended(status: int, memory_killed: Callable[[], bool]) -> tuple[str, str]:
         return f"exit status {status}", EXIT
     if status == -signal.SIGKILL and memory_killed():
         return "killed by the kernel: out of memory", KERNEL_OUT_OF_MEMORY
-    name = signal.Signals(-status).name
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:  # a real-time signal: only the first and the last have names
+        return f"killed by signal {-status}", REAL_TIME
     return f"killed by {name}", name
 
 

@@ -165,7 +165,7 @@ class Server:
             if is_out_of_memory(error):
                 failure: HearthError = _too_much(message.model, "building it", error)
             elif isinstance(error, HearthError):
-                failure = error
+                failure = type(error)(f"model {_name(message.model)}: {error.message}")
             else:
                 failure = LoadFailed(f"model {_name(message.model)} could not be built: {_told(error)}")
         finally:
@@ -230,7 +230,10 @@ class Server:
         # The page says so until the answer is out, and if that fails for ever: the front reads there who was inside when
         # this process died, as it does of a model that closed its sockets.
         if isinstance(answer, Ran):
-            answer = self._shared.put(answer, parts)
+            try:
+                answer = self._shared.put(answer, parts)
+            except ModelFailed as error:
+                answer, parts = _failed(message.id, self._failure(message.model, error)), []
         self._shared.let_go()
         self.send(answer, parts)
         self._page[:8] = bytes(8)

@@ -151,6 +151,10 @@ class Poison:
         """How many are remembered."""
         return len(self._kills)
 
+    def __iter__(self) -> Iterator[Hashable]:
+        """The models that any is of a request to."""
+        return iter(self._of)
+
     def __contains__(self, model: Hashable) -> bool:
         """Whether any is of a request to this model: else its requests' digests need not be reckoned."""
         return model in self._of

@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from predictor import log_stream
+from predictor import human, log_stream
 from predictor.descriptors import connections, raise_limit
 from predictor.health import Ailment, Pulse
-from predictor.model import ModelRef
 from predictor.settings import Settings
 from predictor.telemetry import Telemetry
 from predictor.workers.domains import Domains
@@ -28,9 +27,6 @@ from predictor.workers.spawn import end_orphans
 log = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0
-
-TOLD_MODELS: Final = 3
-"""So many names of a worker's models are told; the reason stands in answers and logs."""
 
 
 class Supervision:
@@ -109,7 +105,13 @@ class Supervision:
                 alone = worker.refs[0] if len(worker.refs) == 1 else None
                 end = partial(domains.end, worker.name, blame=alone)
                 name = f"{worker.name} of device {domains.device}"
-                yield Candidate(name, worker.pid, end, worker.scratch, _models(worker.refs))
+                yield Candidate(
+                    name,
+                    worker.pid,
+                    end,
+                    worker.scratch,
+                    f"in it: {human.few(worker.refs)}" if worker.refs else "no model is in it",
+                )
 
     async def _look(self) -> None:
         """Tell the log once what the probes tell, and end what dead workers left behind."""
@@ -129,12 +131,6 @@ class Supervision:
         dropped = stream.dropped if stream is not None else 0
         self._log_dropped.inc(dropped - self._counted)
         self._counted = dropped
-
-
-def _models(refs: Sequence[ModelRef]) -> str:
-    named = ", ".join(map(str, refs[:TOLD_MODELS]))
-    more = f" and {len(refs) - TOLD_MODELS} more" if len(refs) > TOLD_MODELS else ""
-    return f"in it: {named}{more}" if refs else "no model is in it"
 
 
 def _failed(domains: Domains) -> bool:

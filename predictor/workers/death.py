@@ -21,6 +21,9 @@ HUNG_UP: Final = "hung up"
 EXIT: Final = "exit"
 LOST_DEVICE: Final = "device lost"
 REAL_TIME: Final = "real-time signal"
+
+OWN_FAULT: Final = frozenset({"SIGABRT", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGSYS", EXIT})
+"""Causes that come from inside a process. SIGKILL is somebody else's, as a rule."""
 KERNEL_OUT_OF_MEMORY: Final = "out of memory (kernel)"
 
 

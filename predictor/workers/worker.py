@@ -43,6 +43,9 @@ BACKOFF_S: Final = (0.1, 10.0)
 SICK_AFTER: Final = 3
 """Starts in a row that never came to a Hello, after which the device counts as failed."""
 
+RUNNING, BUILDING = 0, 8
+"""Where a worker's page says what it computes, and what it builds."""
+
 WATCH_S: Final = 0.5
 """How often the watchdog looks at what is being computed and built."""
 
@@ -288,12 +291,13 @@ class Worker:
             output.close()
             link.ended.set_result(None)
             self._held = {key: other for key, other in self._held.items() if other is not link}
-            running, building = (int.from_bytes(spawned.page[at : at + 8], "little") for at in (0, 8))
-            inside = [link.pending[number] for number in (running, building) if number in link.pending]
+            inside = [link.pending[number] for number in map(self._on_page, (RUNNING, BUILDING)) if number in link.pending]
             spawned.control.close()
             spawned.page.close()
         if link.fault:
             status = link.fault, HUNG_UP
+        elif not self._said_hello:
+            status = f"{status[0]} before it was up", status[1]
         death = judge(self.name, status, self._condemned, inside)
         self._condemned = None
         if self._stopping.is_set():  # our doing, and no model's
@@ -341,6 +345,9 @@ class Worker:
             first = next(((request.sent_s, request.about) for request in link.pending.values() if request.computes), None)
             since_s = max(first[0], link.answered_s) if first is not None else None
             if first is not None and computes.look(since_s, now_s) > self._execute_timeout_s:
+                if link.pending.get(self._on_page(RUNNING)) is None:  # stopped, or busy with what nobody asked for
+                    self.end(f"it began with no request for {self._execute_timeout_s:g} s (HEARTH_EXECUTE_TIMEOUT_S)", HUNG_UP)
+                    return
                 reason = f"a request computed for more than {self._execute_timeout_s:g} s (HEARTH_EXECUTE_TIMEOUT_S)"
                 self.end(reason, EXECUTE_TIMEOUT, first[1])
                 return
@@ -374,10 +381,14 @@ class Worker:
         except OSError:
             raise restarting(ref.key) from None
 
+    def _on_page(self, at: int) -> int:
+        """The number of what the worker says that it is inside of, ``RUNNING`` or ``BUILDING``; 0: of nothing."""
+        return int.from_bytes(self._spawned.page[at : at + 8], "little") if self._spawned is not None else 0
+
     def _being_built(self, link: Link) -> tuple[int, ModelRef | None]:
         """The load under way and its model, else the next one's, which the worker should have begun with. 0: there is none."""
         loads = {number: request.about for number, request in link.pending.items() if not request.computes}
-        number = int.from_bytes(self._spawned.page[8:16], "little") if self._spawned is not None else 0
+        number = self._on_page(BUILDING)
         if number not in loads:
             number = next(iter(loads), 0)
         return number, loads.get(number)

@@ -350,6 +350,14 @@ async def test_a_request_that_computes_for_too_long_costs_the_worker_its_life(be
     assert values(await bench.ask(ref, *X))[0] == 2.0
 
 
+async def test_a_worker_that_begins_with_no_request_is_ended_and_no_model_is_blamed(bench: Bench) -> None:
+    ref = await bench.load("ready", affine_pytorch(scale=1.0))
+    os.kill(bench.pid, signal.SIGSTOP)
+    with pytest.raises(WorkerRestarting, match="it began with no request for 3 s"):
+        await bench.ask(ref, *X)
+    assert bench.died[-1].culprit is None
+
+
 async def test_a_worker_ends_with_its_socket_and_hears_no_sigterm(bench: Bench) -> None:
     other = Bench(starter(None))
     await other.worker.start()

@@ -82,9 +82,9 @@ class Infirmary:
             )
         return verdict is Verdict.ALONE
 
-    def killed(self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer]) -> None:
-        """The request was inside a worker that its model ended."""
-        self.poison.killed(ref, digest(ref, inputs, body), self._clock())
+    def killed(self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, alone: bool = True) -> None:
+        """The request was inside a worker that its model ended. ``alone``: see Poison.killed."""
+        self.poison.killed(ref, digest(ref, inputs, body), self._clock(), alone=alone)
 
     def answered(self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer]) -> None:
         """A request was answered well."""

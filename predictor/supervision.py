@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -77,10 +77,10 @@ class Supervision:
     def start(self) -> None:
         """Begin, on the running loop."""
         self._pulse.start()
-        self._tasks.append(asyncio.create_task(self._look(), name="health"))
-        self._tasks.append(asyncio.create_task(self._scratch.watch(), name="scratch"))
+        watches = {"health": self._look, "scratch": self._scratch.watch}
         if self._memory is not None:
-            self._tasks.append(asyncio.create_task(self._memory.watch(), name="memory"))
+            watches["memory"] = self._memory.watch
+        self._tasks += [asyncio.create_task(_go_on(name, watch), name=name) for name, watch in watches.items()]
 
     async def stop(self) -> None:
         """End; a loop that stands still is nobody's concern any more."""
@@ -131,6 +131,18 @@ class Supervision:
         dropped = stream.dropped if stream is not None else 0
         self._log_dropped.inc(dropped - self._counted)
         self._counted = dropped
+
+
+async def _go_on(name: str, watch: Callable[[], Coroutine[object, object, None]]) -> None:
+    """A mistake of ours in one look must not be the last one: the next may be when it matters."""
+    while True:
+        try:
+            await watch()
+        except Exception:  # a task's root
+            log.exception("the watch over %s failed, and goes on", name)
+            await asyncio.sleep(LOOK_S)
+        else:
+            return
 
 
 def _failed(domains: Domains) -> bool:

@@ -54,6 +54,9 @@ FORBIDDEN: Final = {
         (428, 428), (429, 429), (430, 430), (431, 431), (432, 432), (433, 433), (442, 442),  # the newer mount interface
         (303, 264), (304, 265),  # files by handle, past the folders that lead to them
     ),
+    "what outlives its process": (  # System V's memory, semaphores and queues, and POSIX's queues: nobody would remove them
+        (29, 194), (64, 190), (68, 186), (240, 180),
+    ),
     "broken into most often": (
         (321, 280), (298, 241), (323, 282), (248, 217), (249, 218), (250, 219),  # bpf, perf_event_open, userfaultfd, keys
         (425, 425), (426, 426), (427, 427),  # io_uring, which also makes calls that no filter sees

@@ -159,6 +159,7 @@ async def test_no_other_process_is_looked_into_or_signalled(bench: Bench) -> Non
             priority=f"os.setpriority(os.PRIO_PROCESS, {front}, 19)",
             orphan="call(157 if os.uname().machine == 'x86_64' else 167, 1, 0, 0, 0, 0)",
             session="os.setsid()",
+            outlives="call(29 if os.uname().machine == 'x86_64' else 194, 0x68656172, 4096, 0o1600)",
             namespace="call(56 if os.uname().machine == 'x86_64' else 220, 0x10000000 | 17, 0, 0, 0, 0)",
         )
         assert set(told.values()) == {"PermissionError"}, told

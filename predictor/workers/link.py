@@ -67,6 +67,10 @@ class Pending(NamedTuple):
     body: Sequence[Buffer] = ()
 
 
+class _Garbled(Exception):
+    """What a worker of ours would not write. Nobody else raises it: a mistake of the front's is not to be taken for that."""
+
+
 class Link(asyncio.Protocol):
     """One connection's life.
 
@@ -110,13 +114,19 @@ class Link(asyncio.Protocol):
         """Called by the loop with whatever the worker wrote."""
         try:
             replies = [(from_worker_decoder.decode(header), body) for header, body in self._frames.feed(data)]
-            opened = [(message, self._opened(message, body)) for message, body in replies]
-        except (ValueError, OSError, msgspec.MsgspecError) as error:
-            self.fault = f"it wrote what is no answer: {error}"
-            self.abort()  # not our protocol any more: a worker that writes garbage is a dead worker
+        except (ValueError, msgspec.MsgspecError) as error:
+            self._distrust(error)
             return
-        for message, body in opened:
-            self._answer(message, body)
+        try:
+            for message, body in replies:
+                self._answer(message, body)
+        except _Garbled as error:
+            self._distrust(error)
+
+    def _distrust(self, error: Exception) -> None:
+        """Not our protocol any more: a worker that writes garbage is a dead worker."""
+        self.fault = f"it wrote what is no answer: {error}"
+        self.abort()
 
     def next_id(self) -> int:
         """An id no message of this link had."""
@@ -188,29 +198,29 @@ class Link(asyncio.Protocol):
     def _free(self, offsets: tuple[int, ...]) -> None:
         self._write(Free(offsets))
 
-    def _opened(self, message: FromWorker, body: memoryview) -> memoryview:
-        """The bytes of an answer. ValueError, OSError: no worker of ours would send it."""
-        if isinstance(message, Hello):
-            return body
-        request = self.pending.get(message.id)
-        if request is not None and not isinstance(message, (request.kind, Failed)):
-            raise ValueError(f"a {type(message).__name__} where a {request.kind.__name__} is due")
-        if isinstance(message, Ran) and message.place is not None:
-            if self._answers is None:
-                raise ValueError("an answer in a passage that nobody asked for")
-            return self._answers.open(message.place)  # also when nobody wants it any more: dropped, it is freed there
-        return body
-
     def _answer(self, message: FromWorker, body: memoryview) -> None:
         if isinstance(message, Hello):
             self._on_hello(message)
             return
-        request = self.pending.pop(message.id, None)
+        request, kind = self.pending.get(message.id), type(message)
+        if request is not None and kind is not request.kind and kind is not Failed:
+            raise _Garbled(f"{kind.__name__} where {request.kind.__name__} is due")
+        if isinstance(message, Ran) and message.place is not None:
+            body = self._opened(message.place)  # also when nobody wants it any more: dropped, it is freed there
         if request is None:
             return
+        del self.pending[message.id]
         if request.computes or isinstance(message, Ran):
             self.answered_s = self._loop.time()
         request.answer(_error(message) if isinstance(message, Failed) else (message, body))
+
+    def _opened(self, place: Extent) -> memoryview:
+        if self._answers is None:
+            raise _Garbled("an answer in a passage that nobody asked for")
+        try:
+            return self._answers.open(place)
+        except (ValueError, OSError) as error:
+            raise _Garbled(str(error)) from None
 
 
 class Answers:

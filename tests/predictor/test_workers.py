@@ -612,7 +612,7 @@ async def test_an_answer_of_another_kind_than_was_asked_for_ends_the_link_before
     link.send(Run(1, "m", (), ()), answer=told.append, computes=True)
     theirs.send(encode_head(Unloaded(1)))
     await link.closed
-    assert link.fault == "it wrote what is no answer: a Unloaded where a Ran is due"
+    assert link.fault == "it wrote what is no answer: Unloaded where Ran is due"
     assert (told, list(link.pending)) == ([], [1])
     theirs.close()
 

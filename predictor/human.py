@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 _SIZES: Final = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
@@ -9,6 +10,9 @@ _SPANS: Final = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 _TWO_DIGITS: Final = 10.0
 """From here on, nobody reads a digit after the point."""
+
+NAMED: Final = 3
+"""So many names of a list are told."""
 
 
 def size(size_bytes: int) -> str:
@@ -43,3 +47,9 @@ def rate(rate_per_s: float) -> str:
         if rate_per_s * per_s >= 1:
             return f"{rate_per_s * per_s:.1f}/{name}"
     return f"{rate_per_s * 3600:.1f}/h"
+
+
+def few(named: Sequence[object]) -> str:
+    """The first of them by name, and how many more there are: for logs and answers."""
+    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    return ", ".join(map(str, named[:NAMED])) + more

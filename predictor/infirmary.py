@@ -55,12 +55,13 @@ class Infirmary:
         return f"in quarantine: it ended {times} ({sick.reason}){until}"
 
     def clear(self, name: str) -> list[ModelRef]:
-        """An operator vouches for every version of ``name``. Returns those that were in quarantine."""
-        sick = [ref for ref in self.quarantine if isinstance(ref, ModelRef) and ref.name == name]
-        for ref in sick:
+        """An operator vouches for every version of ``name`` and its requests. Returns those that anything was known of."""
+        known = dict.fromkeys((*self.quarantine, *self.poison))  # a model may be well again, and its requests refused still
+        cleared = [ref for ref in known if isinstance(ref, ModelRef) and ref.name == name]
+        for ref in cleared:
             self.quarantine.clear(ref)
             self.poison.clear(ref)
-        return sick
+        return cleared
 
     # ---- requests --------------------------------------------------------------------------------------------
 
@@ -76,13 +77,14 @@ class Infirmary:
         if verdict is Verdict.REFUSED:
             raise PoisonedRequest(
                 f"requests of exactly these contents ended the worker of model {ref} again and again: they are not computed "
-                f"for another {human.span(self.poison.wait_s(found, now_s))} (HEARTH_POISON_TTL_S)"
+                f"for another {human.span(self.poison.wait_s(found, now_s))} (HEARTH_POISON_TTL_S; hearth load --clear ends "
+                "that)"
             )
         return verdict is Verdict.ALONE
 
-    def killed(self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer]) -> None:
-        """The request was inside a worker that its model ended."""
-        self.poison.killed(ref, digest(ref, inputs, body), self._clock())
+    def killed(self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer], *, alone: bool = True) -> None:
+        """The request was inside a worker that its model ended. ``alone``: see Poison.killed."""
+        self.poison.killed(ref, digest(ref, inputs, body), self._clock(), alone=alone)
 
     def answered(self, ref: ModelRef, inputs: Sequence[Tensor], body: Sequence[Buffer]) -> None:
         """A request was answered well."""

@@ -37,7 +37,7 @@ class Recovery:
 
     def died(self, device: int, death: Death, refs: tuple[ModelRef, ...]) -> None:
         """See domains.Watcher."""
-        log.warning("worker %s of device %d ended: %s%s", death.name, device, death.reason, _whose(death))
+        log.warning("worker %s of device %d ended: %s%s", death.name, device, death.reason, _whose(death, refs))
         self._telemetry.counter("hearth_worker_deaths_total", str(device)).inc()
         infirmary, now_s = self.cache.infirmary, self.cache.clock()
         if death.culprit is not None:
@@ -99,10 +99,12 @@ class Recovery:
                     self.cache.preload(spec, Wish("its worker ended"))
 
 
-def _whose(death: Death) -> str:
+def _whose(death: Death, refs: Sequence[ModelRef]) -> str:
     if death.culprit is not None:
         return f" (model {death.culprit})"
-    return f" (model {' or '.join(map(str, death.suspects))})" if death.suspects else ""
+    if death.suspects:
+        return f" (model {' or '.join(map(str, death.suspects))})"
+    return f" (nobody was inside; in it: {human.few(refs)})" if refs else ""
 
 
 def _pause(pause_s: float) -> str:

@@ -171,7 +171,9 @@ class Settings(BaseSettings):
     )
     unknown_ttl_s: float = Field(5.0, ge=0, description="How long an unknown name is remembered as unknown.")
     refresh_s: float = Field(10.0, ge=0, description="Age from which a model's listing is read again behind a request.")
-    build_timeout_s: float = Field(300.0, gt=0, description="A worker that builds one model for longer is ended.")
+    build_timeout_s: float = Field(
+        300.0, gt=0, description="A worker that builds one model for longer, or is not up by then, is ended."
+    )
     execute_timeout_s: float = Field(60.0, gt=0, description="A worker that computes one request for longer is ended.")
     drain_timeout_s: float = Field(25.0, gt=0, description="After SIGTERM: how long requests in flight may take.")
     sick_timeout_s: float = Field(

@@ -9,15 +9,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from predictor import log_stream
+from predictor import human, log_stream
 from predictor.descriptors import connections, raise_limit
 from predictor.health import Ailment, Pulse
-from predictor.model import ModelRef
 from predictor.settings import Settings
 from predictor.telemetry import Telemetry
 from predictor.workers.domains import Domains
@@ -28,9 +27,6 @@ from predictor.workers.spawn import end_orphans
 log = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0
-
-TOLD_MODELS: Final = 3
-"""So many names of a worker's models are told; the reason stands in answers and logs."""
 
 
 class Supervision:
@@ -81,10 +77,10 @@ class Supervision:
     def start(self) -> None:
         """Begin, on the running loop."""
         self._pulse.start()
-        self._tasks.append(asyncio.create_task(self._look(), name="health"))
-        self._tasks.append(asyncio.create_task(self._scratch.watch(), name="scratch"))
+        watches = {"health": self._look, "scratch": self._scratch.watch}
         if self._memory is not None:
-            self._tasks.append(asyncio.create_task(self._memory.watch(), name="memory"))
+            watches["memory"] = self._memory.watch
+        self._tasks += [asyncio.create_task(_go_on(name, watch), name=name) for name, watch in watches.items()]
 
     async def stop(self) -> None:
         """End; a loop that stands still is nobody's concern any more."""
@@ -109,7 +105,13 @@ class Supervision:
                 alone = worker.refs[0] if len(worker.refs) == 1 else None
                 end = partial(domains.end, worker.name, blame=alone)
                 name = f"{worker.name} of device {domains.device}"
-                yield Candidate(name, worker.pid, end, worker.scratch, _models(worker.refs))
+                yield Candidate(
+                    name,
+                    worker.pid,
+                    end,
+                    worker.scratch,
+                    f"in it: {human.few(worker.refs)}" if worker.refs else "no model is in it",
+                )
 
     async def _look(self) -> None:
         """Tell the log once what the probes tell, and end what dead workers left behind."""
@@ -131,10 +133,16 @@ class Supervision:
         self._counted = dropped
 
 
-def _models(refs: Sequence[ModelRef]) -> str:
-    named = ", ".join(map(str, refs[:TOLD_MODELS]))
-    more = f" and {len(refs) - TOLD_MODELS} more" if len(refs) > TOLD_MODELS else ""
-    return f"in it: {named}{more}" if refs else "no model is in it"
+async def _go_on(name: str, watch: Callable[[], Coroutine[object, object, None]]) -> None:
+    """A mistake of ours in one look must not be the last one: the next may be when it matters."""
+    while True:
+        try:
+            await watch()
+        except Exception:  # a task's root
+            log.exception("the watch over %s failed, and goes on", name)
+            await asyncio.sleep(LOOK_S)
+        else:
+            return
 
 
 def _failed(domains: Domains) -> bool:

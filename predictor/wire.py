@@ -200,9 +200,13 @@ def encode_head(message: ToWorker | FromWorker, body_bytes: int = 0) -> bytes:
 
 
 class Frames:
-    """Cuts a byte stream into frames. A frame that comes in many pieces is joined once, when its last piece is here."""
+    """Cuts a byte stream into frames. A frame that comes in many pieces is joined once, when its last piece is here.
 
-    def __init__(self) -> None:
+    max_body_bytes  what the other side sends at most; None: it is trusted
+    """
+
+    def __init__(self, max_body_bytes: int | None = None) -> None:
+        self._max_body_bytes = max_body_bytes
         self._pieces: list[bytes | memoryview] = []
         self._held_bytes = 0
         self._needed_bytes = FRAME.size
@@ -210,7 +214,8 @@ class Frames:
     def feed(self, data: bytes) -> Iterator[tuple[memoryview, memoryview]]:
         """Header and body of every frame that ``data`` completes; valid for as long as somebody holds them.
 
-        Raises ValueError for a header longer than MAX_HEADER_BYTES: the stream cannot be trusted any more.
+        Raises ValueError for a header longer than MAX_HEADER_BYTES, or a body longer than was agreed: the stream cannot be
+        trusted any more.
         """
         self._pieces.append(data)
         self._held_bytes += len(data)
@@ -226,6 +231,8 @@ class Frames:
             header_bytes, body_bytes = FRAME.unpack_from(whole, begin)
             if header_bytes > MAX_HEADER_BYTES:
                 raise ValueError(f"a header of {header_bytes} bytes, at most {MAX_HEADER_BYTES} are sent")
+            if self._max_body_bytes is not None and body_bytes > self._max_body_bytes:
+                raise ValueError(f"a body of {body_bytes} bytes, at most {self._max_body_bytes} are sent")
             self._needed_bytes += header_bytes + body_bytes
             if left < self._needed_bytes:
                 break

@@ -156,7 +156,7 @@ class Inference:
                 try:
                     return await self._leased(request, wanted, spec, job)
                 except (WorkerDied, ObjectChanged, OutOfMemory) as error:
-                    may_again = self._may_again(ref, wanted, error, begun=job.shared > 0)
+                    may_again = self._may_again(ref, wanted, error, shared=job.shared)
                     if attempts >= ATTEMPTS or not may_again:
                         raise
                     if job.shared:  # its model pauses: what may be begun again is worth the wait
@@ -240,17 +240,18 @@ class Inference:
         headers = f"Hearth-Version: {version}\r\n{self._from()}" if ref else self._from()
         return error_response(error, headers=headers.encode("ascii"))
 
-    def again(self, request: Request, wanted: codec.InferenceRequest, ref: ModelRef, error: HearthError) -> bool:
+    def again(self, request: Request, wanted: codec.InferenceRequest, job: Job, error: HearthError) -> bool:
         """Hold a hot request that may be sent once more; False: it may not."""
-        if not self._may_again(ref, wanted, error, begun=True):
+        ref = job.ref
+        if not self._may_again(ref, wanted, error, shared=job.shared):
             return False
         request.answer_later(self._held(request, ref.name, ref.version, wanted, attempts=1))
         return True
 
-    def _may_again(self, ref: ModelRef, wanted: codec.InferenceRequest, error: HearthError, *, begun: bool) -> bool:
+    def _may_again(self, ref: ModelRef, wanted: codec.InferenceRequest, error: HearthError, *, shared: int) -> bool:
         """Note what failed. Whether a request that failed so may be sent once more.
 
-        begun  it was in its worker: what ended that may be this request
+        shared  requests in the batch that it was sent to its worker in: what ended that may be one of them; 0: it was not
         """
         cache = self._pod.cache
         if isinstance(error, OutOfMemory):
@@ -258,9 +259,9 @@ class Inference:
         elif isinstance(error, ObjectChanged):
             self._pod.catalogue.forget(ref.name)
         elif isinstance(error, WorkerDied) and not isinstance(error, WorkerRestarting):
-            if begun and not isinstance(error, WorkerTaken):
-                cache.infirmary.killed(ref, wanted.inputs, wanted.body)
-            return begun and self._traffic[ref].idempotent and not isinstance(error, ComputedTooLong)
+            if shared and not isinstance(error, WorkerTaken):
+                cache.infirmary.killed(ref, wanted.inputs, wanted.body, alone=shared == 1)
+            return shared > 0 and self._traffic[ref].idempotent and not isinstance(error, ComputedTooLong)
         return isinstance(error, (OutOfMemory, ObjectChanged, WorkerRestarting))
 
     def _from(self) -> str:
@@ -331,7 +332,7 @@ class _Hot(_Asked):
         try:
             if isinstance(outcome, Answer):
                 response = inference.success(request, self._wanted, self._lease, self, outcome)
-            elif inference.again(request, self._wanted, ref, outcome):
+            elif inference.again(request, self._wanted, self, outcome):
                 return
             else:
                 response = inference.refusal(ref, outcome)

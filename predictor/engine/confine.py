@@ -20,8 +20,8 @@ from typing import Final
 
 from predictor.boundary import Boundary
 from predictor.engine import landlock, seccomp
+from predictor.engine.process import be_looked_into
 
-PR_SET_DUMPABLE: Final = 4
 PR_GET_SECCOMP: Final = 21
 PR_SET_NO_NEW_PRIVS: Final = 38
 CAPSET: Final = {"x86_64": 126, "aarch64": 91}
@@ -103,7 +103,7 @@ def confine(boundary: Boundary, scratch: str, *, kind: str = "cpu") -> None:
     scoped = landlock.version() >= landlock.SCOPE_VERSION
     if landlock.version():
         _restrict_files(boundary, scratch, kind)
-    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    be_looked_into(allowed=False)
     if not any(what.startswith("seccomp") for what in missing()):
         seccomp.Filter(network=boundary.network, local=kind == "cuda", signals=scoped).enforce()
 

@@ -16,6 +16,7 @@ import torch
 
 from predictor.engine import memory, safetensors
 from predictor.engine.mapping import Mapped
+from predictor.engine.told import words
 from predictor.wire import Load
 
 # Inputs are views of what came over the socket, and torch warns once per view that writing to it would be undefined.
@@ -105,7 +106,7 @@ def is_lost(device: Device, error: BaseException) -> bool:
     After some errors of CUDA (an illegal address, a failed assertion in a kernel) every later call of the process fails,
     whoever makes it; after others none does. Nothing but trying tells.
     """
-    if not any(words in str(error) for words in DEVICE_ERRORS):
+    if not any(told in words(error) for told in DEVICE_ERRORS):
         return False
     try:
         device.check()

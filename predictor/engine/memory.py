@@ -17,6 +17,8 @@ from typing import Final, TypeVar
 
 import torch
 
+from predictor.engine.told import words
+
 T = TypeVar("T")
 
 GRAIN_BYTES: Final = 64 << 10
@@ -63,7 +65,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
             return True
         # Not only RuntimeError: ONNX Runtime's exceptions share no base class.
-        if not isinstance(error, (TypeError, KeyError)) and any(words in str(error) for words in TOLD):
+        if not isinstance(error, (TypeError, KeyError)) and any(told in words(error) for told in TOLD):
             return True
         cause = error.__cause__ or error.__context__
         if cause is None:

@@ -11,6 +11,7 @@ from typing import Final
 from predictor.engine.device import Device
 from predictor.engine.formats import Built, Input, Output
 from predictor.engine.memory import NOT_MEASURED, rounded
+from predictor.engine.told import words
 from predictor.wire import Field, Peak, Tensor
 
 log = logging.getLogger(__name__)
@@ -60,13 +61,13 @@ def probe(
         rows = _rows(built, max_batch_size, one, row_s, limit_bytes)
         if rows <= 1:
             return (one,)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 (the root of a model's own code)
-        log.info("a model was not measured, because it does not compute on zeros: %s: %s", type(error).__name__, error)
+    except BaseException as error:  # noqa: BLE001 (the root of a model's own code)
+        log.info("a model was not measured, because it does not compute on zeros: %s: %s", type(error).__name__, words(error))
         return ()
     try:
         full = _peak(built, device, rows)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 (as above)
-        log.info("a model was measured with one row only: %s: %s", type(error).__name__, error)
+    except BaseException as error:  # noqa: BLE001 (as above)
+        log.info("a model was measured with one row only: %s: %s", type(error).__name__, words(error))
         return (one,)
     return (one,) if full is None else (one, full)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 PR_SET_PDEATHSIG: Final = 1
+PR_SET_DUMPABLE: Final = 4
 PR_SET_NAME: Final = 15
 
 ARGUMENTS: Final = 45
@@ -44,6 +45,14 @@ def part_from_forks(*sockets: int) -> None:
             os.dup2(nothing, descriptor, inheritable=False)
 
     os.register_at_fork(after_in_child=hook)
+
+
+def be_looked_into(*, allowed: bool) -> None:
+    """Whether other processes of our user may read and write this one's memory, where no Landlock keeps them from that.
+
+    While they may not, its files in /proc belong to root, and only root opens them for writing.
+    """
+    _libc.prctl(PR_SET_DUMPABLE, int(allowed), 0, 0, 0)
 
 
 def name_process(name: str) -> None:

@@ -18,6 +18,7 @@ from predictor.engine import skeleton
 from predictor.engine.device import HOST, Files
 from predictor.engine.formats import Input, Output
 from predictor.engine.tensors import from_torch, to_torch
+from predictor.engine.told import sendable
 from predictor.errors import LoadFailed, ModelFailed, SchemaMismatch
 from predictor.wire import Field, Load
 
@@ -70,7 +71,7 @@ class TorchModel:
 
     def _named(self, result: object) -> dict[str, torch.Tensor]:
         if isinstance(result, Mapping):
-            named = {str(name): value for name, value in result.items()}
+            named = {sendable(str(name)): value for name, value in result.items()}
         else:
             values = list(result) if isinstance(result, (tuple, list)) else [result]
             names = [field.name for field in self.outputs]

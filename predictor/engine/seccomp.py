@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 PR_SET_SECCOMP: Final = 22
 MODE_FILTER: Final = 2
 
-LOAD, JUMP_EQUAL, JUMP_AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
+LOAD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW: Final = 0x7FFF0000
 FAIL: Final = 0x00050000
 NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16
@@ -29,6 +29,9 @@ X32: Final = 0x40000000
 
 AF_UNIX: Final = 1
 TIOCSTI: Final = 0x5412
+NAMESPACES: Final = 0x7E020000
+"""CLONE_NEWNS, -CGROUP, -UTS, -IPC, -USER, -PID, -NET: what unshare is forbidden for, clone makes as well."""
+
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
 
 MACHINES: Final = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
@@ -51,6 +54,9 @@ FORBIDDEN: Final = {
         (428, 428), (429, 429), (430, 430), (431, 431), (432, 432), (433, 433), (442, 442),  # the newer mount interface
         (303, 264), (304, 265),  # files by handle, past the folders that lead to them
     ),
+    "what outlives its process": (  # System V's memory, semaphores and queues, and POSIX's queues: nobody would remove them
+        (29, 194), (64, 190), (68, 186), (240, 180),
+    ),
     "broken into most often": (
         (321, 280), (298, 241), (323, 282), (248, 217), (249, 218), (250, 219),  # bpf, perf_event_open, userfaultfd, keys
         (425, 425), (426, 426), (427, 427),  # io_uring, which also makes calls that no filter sees
@@ -60,7 +66,7 @@ FORBIDDEN: Final = {
 
 KILL, TKILL, TGKILL, QUEUE, TGQUEUE = (62, 129), (200, 130), (234, 131), (129, 138), (297, 240)
 PRLIMIT, SETPRIORITY, SETSCHEDULER, SETPARAM, SETATTR = (302, 261), (141, 140), (144, 119), (142, 118), (314, 274)
-PRCTL, SOCKET, IOCTL = (157, 167), (41, 198), (16, 29)
+PRCTL, SOCKET, IOCTL, CLONE, CLONE3 = (157, 167), (41, 198), (16, 29), (56, 220), (435, 435)
 
 
 class Filter(NamedTuple):
@@ -96,6 +102,9 @@ class Filter(NamedTuple):
             code += _only(SOCKET[column], 0, (AF_UNIX,) if self.local else (), errno.EACCES)
         code += _never(PRCTL[column], 0, (PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER)) + _deadly(PRCTL[column])
         code += _never(IOCTL[column], 1, (TIOCSTI,))
+        code += _if(CLONE[column], 0, [(JUMP_ANY_BIT, 0, 1, NAMESPACES), (RETURN, 0, 0, FAIL | errno.EPERM)])
+        # Its flags lie in memory, where no filter sees them: the C library goes back to clone where there is none.
+        code += [(JUMP_EQUAL, 0, 1, CLONE3[column]), (RETURN, 0, 0, FAIL | errno.ENOSYS)]
         code.append((RETURN, 0, 0, ALLOW))
         return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 

@@ -29,6 +29,7 @@ from predictor.engine.mapping import Weights
 from predictor.engine.memory import NOT_MEASURED, is_out_of_memory
 from predictor.engine.probe import measured_run, probe
 from predictor.engine.shared import Shared
+from predictor.engine.told import sendable, words
 from predictor.errors import HearthError, LoadFailed, ModelFailed, OutOfMemory
 from predictor.wire import (
     LOST_DEVICE_STATUS,
@@ -52,8 +53,6 @@ from predictor.wire import (
 log = logging.getLogger(__name__)
 
 READ_BYTES: Final = 1 << 20
-MESSAGE_CHARACTERS: Final = 2000
-"""A model's own exception can be as long as it likes; what a client gets of it cannot."""
 
 
 def serve(
@@ -161,12 +160,12 @@ class Server:
         self._builds_begun += 1
         try:
             return self._built(message, weights)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 (the root of a model's own code)
+        except BaseException as error:  # noqa: BLE001 (the root of a model's own code, which may raise KeyboardInterrupt)
             self._survive(error)
             if is_out_of_memory(error):
                 failure: HearthError = _too_much(message.model, "building it", error)
             elif isinstance(error, HearthError):
-                failure = error
+                failure = type(error)(f"model {_name(message.model)}: {error.message}")
             else:
                 failure = LoadFailed(f"model {_name(message.model)} could not be built: {_told(error)}")
         finally:
@@ -231,7 +230,10 @@ class Server:
         # The page says so until the answer is out, and if that fails for ever: the front reads there who was inside when
         # this process died, as it does of a model that closed its sockets.
         if isinstance(answer, Ran):
-            answer = self._shared.put(answer, parts)
+            try:
+                answer = self._shared.put(answer, parts)
+            except ModelFailed as error:
+                answer, parts = _failed(message.id, self._failure(message.model, error)), []
         self._shared.let_go()
         self.send(answer, parts)
         self._page[:8] = bytes(8)
@@ -243,7 +245,7 @@ class Server:
                 outputs, peak_bytes = self._measured(message, body)
             else:
                 outputs, peak_bytes = self._compute(message, body), NOT_MEASURED
-        except (Exception, SystemExit) as error:  # noqa: BLE001 (the root of a model's own code)
+        except BaseException as error:  # noqa: BLE001 (the root of a model's own code, which may raise KeyboardInterrupt)
             self._survive(error)
             return _failed(message.id, self._failure(message.model, error)), []
         compute_s = time.monotonic() - begin_s
@@ -259,7 +261,9 @@ class Server:
     def _failure(model: str, error: BaseException) -> HearthError:
         if is_out_of_memory(error):
             return _too_much(model, "computing", error)
-        return error if isinstance(error, HearthError) else ModelFailed(f"model {_name(model)} failed: {_told(error)}")
+        if isinstance(error, HearthError):
+            return type(error)(f"model {_name(model)}: {error.message}")
+        return ModelFailed(f"model {_name(model)} failed: {_told(error)}")
 
     def _measured(self, message: Run, body: memoryview) -> tuple[list[Output], int]:
         begun, ended = self._builds_begun, self._builds_ended
@@ -282,7 +286,7 @@ class Server:
 
 
 def _failed(number: int, error: HearthError) -> Failed:
-    return Failed(number, type(error).__name__, error.message[:MESSAGE_CHARACTERS])
+    return Failed(number, type(error).__name__, sendable(error.message))
 
 
 def _name(key: str) -> str:
@@ -292,7 +296,7 @@ def _name(key: str) -> str:
 
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {words(error)}"
 
 
 def _too_much(model: str, what: str, error: BaseException) -> OutOfMemory:

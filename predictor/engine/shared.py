@@ -13,6 +13,7 @@ import weakref
 import msgspec
 
 from predictor.engine.confine import files_of_any_size
+from predictor.errors import ModelFailed
 from predictor.model import PAGE_BYTES
 from predictor.passage import Extent, Passage, Window, window
 from predictor.wire import INLINE_BYTES, Ran, send_passage
@@ -54,9 +55,18 @@ class Shared:
         self._mapped.clear()
 
     def put(self, answer: Ran, parts: list[memoryview]) -> Ran:
-        """Put the outputs where the front reads them, if they are large and there is room: ``parts`` is empty then."""
-        if sum(part.nbytes for part in parts) <= INLINE_BYTES or not self._size_bytes:
+        """Put the outputs where the front reads them, if they are large and there is room: ``parts`` is empty then.
+
+        Raises ModelFailed: they are more than the front takes, in whatever way.
+        """
+        size_bytes = sum(part.nbytes for part in parts)
+        if size_bytes <= INLINE_BYTES or not self._size_bytes:
             return answer
+        if size_bytes > self._size_bytes:
+            raise ModelFailed(
+                f"its outputs are {size_bytes} bytes, more than the {self._size_bytes} that an answer may have (twice "
+                f"HEARTH_MAX_BODY_BYTES_IN_FLIGHT)"
+            )
         if self._answers is None:
             with files_of_any_size():
                 self._answers = Passage(self._size_bytes, "answers")

@@ -25,7 +25,7 @@ from typing import Final
 from predictor.boundary import Boundary
 from predictor.engine import __main__ as worker
 from predictor.engine import confine
-from predictor.engine.process import die_with, name_process
+from predictor.engine.process import be_looked_into, die_with, name_process
 
 REQUEST: Final = struct.Struct("<II")
 DESCRIPTORS: Final = 5
@@ -44,7 +44,10 @@ def main() -> None:
     die_with(front)
     os.setsid()
     worker.ignore_signals()
-    confine.complain(Boundary.heard(sys.argv[3]))
+    boundary = Boundary.heard(sys.argv[3])
+    confine.complain(boundary)
+    if boundary.mode != "off":  # who writes into it writes into every worker to come
+        be_looked_into(allowed=False)
     gc.disable()  # see __main__.py
     worker.import_alone()
     gc.freeze()  # a child's collections shall not write to what it shares with us
@@ -131,6 +134,7 @@ def _live(start: worker.Start, name: str, *, alone: bool) -> None:
             return
         time.sleep(0.0005)
     die_with(start.front)
+    be_looked_into(allowed=True)  # until confine() ends that: what it does before writes to its own files in /proc
     name_process(f"hearth-worker {name}")
     if not alone:
         # A library started a thread here: it may have held any lock when we forked, so nothing is safe but to start over.

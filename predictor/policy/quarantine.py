@@ -151,16 +151,25 @@ class Poison:
         """How many are remembered."""
         return len(self._kills)
 
+    def __iter__(self) -> Iterator[Hashable]:
+        """The models that any is of a request to."""
+        return iter(self._of)
+
     def __contains__(self, model: Hashable) -> bool:
         """Whether any is of a request to this model: else its requests' digests need not be reckoned."""
         return model in self._of
 
-    def killed(self, model: Hashable, digest: bytes, now_s: float) -> int:
-        """The request was inside a worker that died. Returns how many that makes."""
+    def killed(self, model: Hashable, digest: bytes, now_s: float, *, alone: bool = True) -> int:
+        """The request was inside a worker that died. Returns how many that makes.
+
+        alone  it ran by itself. In company it is a suspect, and no more than that: what everybody asks is in a batch several
+               times, and would be refused after a single death that was another one's doing
+        """
         if self._ttl_s <= 0:
             return 0
         before = self._kills.get(digest)
-        count = before.count + 1 if before and before.until_s > now_s else 1
+        count = before.count if before and before.until_s > now_s else 0
+        count = count + 1 if alone else max(count, 1)
         self._forget(digest)
         self._kills[digest] = _Kills(model, count, now_s + self._ttl_s)
         self._of[model] = self._of.get(model, 0) + 1

@@ -10,15 +10,20 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from predictor import wire
-from predictor.errors import ComputedTooLong, HearthError, WorkerDied, WorkerRestarting, WorkerTaken
+from predictor.errors import ComputedTooLong, HearthError, LoadFailed, Unavailable, WorkerDied, WorkerRestarting, WorkerTaken
 from predictor.model import ModelRef
 from predictor.workers.link import Pending
 
 EXECUTE_TIMEOUT: Final = "execute timeout"
 BUILD_TIMEOUT: Final = "build timeout"
+START_TIMEOUT: Final = "start timeout"
 HUNG_UP: Final = "hung up"
 EXIT: Final = "exit"
 LOST_DEVICE: Final = "device lost"
+REAL_TIME: Final = "real-time signal"
+
+OWN_FAULT: Final = frozenset({"SIGABRT", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGSYS", EXIT})
+"""Causes that come from inside a process. SIGKILL is somebody else's, as a rule."""
 KERNEL_OUT_OF_MEMORY: Final = "out of memory (kernel)"
 
 
@@ -37,6 +42,27 @@ class Death(NamedTuple):
     cause: str
     culprit: ModelRef | None = None
     suspects: tuple[ModelRef, ...] = ()
+
+
+class Lasting:
+    """For how long something has been the same, by somebody's looks. Pure: time is an argument.
+
+    Between two looks no more than ``most_s`` are counted: who was stopped meanwhile, or stood still, has not seen what came
+    of it, and may find the answer with the next thing that it reads.
+    """
+
+    def __init__(self, most_s: float, now_s: float) -> None:
+        self._most_s = most_s
+        self._looked_s = now_s
+        self._what: object = None
+        self._lasted_s = 0.0
+
+    def look(self, what: object, now_s: float) -> float:
+        """Seconds that it has been ``what``; of nothing (None, 0, False) none at all."""
+        since_s, self._looked_s = min(now_s - self._looked_s, self._most_s), now_s
+        self._lasted_s = self._lasted_s + since_s if what and what == self._what else 0.0
+        self._what = what
+        return self._lasted_s
 
 
 class Sentence(NamedTuple):
@@ -59,7 +85,10 @@ def ended(status: int, memory_killed: Callable[[], bool]) -> tuple[str, str]:
         return f"exit status {status}", EXIT
     if status == -signal.SIGKILL and memory_killed():
         return "killed by the kernel: out of memory", KERNEL_OUT_OF_MEMORY
-    name = signal.Signals(-status).name
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:  # a real-time signal: only the first and the last have names
+        return f"killed by signal {-status}", REAL_TIME
     return f"killed by {name}", name
 
 
@@ -97,8 +126,17 @@ def obituary(death: Death, request: Pending, *, inside: bool) -> HearthError:
         return ComputedTooLong(
             f"model {about}: {death.reason}; its worker was ended. A retry takes as long: raise the limit if that is needed"
         )
+    if death.cause == BUILD_TIMEOUT and not request.computes:
+        return LoadFailed(f"{death.reason}; its worker was ended")
     what = "computed this request" if request.computes else "was being loaded"
     return WorkerDied(
         f"model {about} ended its worker ({death.reason}) while it {what}; a retry helps only if that was an accident",
         retry_after_s=1.0,
     )
+
+
+def stopped(request: Pending) -> HearthError:
+    """What is answered to a request of a worker that we ended because nobody needs it, or because this pod ends."""
+    if request.about is None:
+        return WorkerRestarting("the worker was ended before it began with this request", retry_after_s=1.0)
+    return Unavailable(f"the worker of model {request.about} was ended with this pod", retry_after_s=1.0)

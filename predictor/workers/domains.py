@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, Protocol
 
 from predictor.errors import NoWorkerLeft
 from predictor.model import ModelRef, ModelSpec
-from predictor.workers.death import KERNEL_OUT_OF_MEMORY, Death
+from predictor.workers.death import KERNEL_OUT_OF_MEMORY, OWN_FAULT, Death
 from predictor.workers.dispatch import Outcome, Work
 from predictor.workers.spawn import Spawned
 from predictor.workers.worker import Worker, restarting
@@ -288,8 +288,9 @@ class Domains:
         self._watcher.lost(self.device, refs)
 
     def _died(self, domain: Domain, death: Death) -> None:
-        if death.cause == KERNEL_OUT_OF_MEMORY and len(domain.refs) == 1:
-            # A model that has a worker for itself need not be inside it to be the one that grew there.
+        alone = len(domain.refs) == 1 and domain.worker.came_up
+        if alone and (death.cause == KERNEL_OUT_OF_MEMORY or (death.culprit is None and death.cause in OWN_FAULT)):
+            # A model that has a worker for itself need not be inside it: it grew there, or left a thread behind that failed.
             death = death._replace(culprit=next(iter(domain.refs)), suspects=())
         self._watcher.died(self.device, death, tuple(domain.refs))
         if self._domains.get(domain.name) is not domain and domain is not self._unclaimed:

@@ -28,9 +28,13 @@ from predictor.wire import (
     Free,
     FromWorker,
     Hello,
+    Load,
+    Loaded,
     Ran,
     Run,
     ToWorker,
+    Unload,
+    Unloaded,
     encode_head,
     from_worker_decoder,
     receive_passage,
@@ -43,9 +47,13 @@ JOINED_BYTES: Final = 64 << 10
 """Up to this size one copy into one write is cheaper than a vectored write."""
 
 
+DUE: Final[dict[type[Asking], type[FromWorker]]] = {Load: Loaded, Run: Ran, Unload: Unloaded}
+
+
 class Pending(NamedTuple):
     """A request that the worker has not answered yet.
 
+    kind   what it is answered with, unless it fails
     about  the model that is computed or built; None: it is neither
     body   what the worker may still read: shared memory is free again when nobody holds it any more, and whoever asked
            may be gone long before the worker is done
@@ -54,8 +62,13 @@ class Pending(NamedTuple):
     answer: Callable[[Reply], None]
     sent_s: float
     computes: bool
+    kind: type[FromWorker]
     about: ModelRef | None = None
     body: Sequence[Buffer] = ()
+
+
+class _Garbled(Exception):
+    """What a worker of ours would not write. Nobody else raises it: a mistake of the front's is not to be taken for that."""
 
 
 class Link(asyncio.Protocol):
@@ -63,6 +76,7 @@ class Link(asyncio.Protocol):
 
     closed  the socket is
     ended   the process behind it was waited for: whatever it had mapped, it does not any more
+    fault   what it wrote that is not our protocol, after which it is closed; "": nothing
 
     passage  where large requests lie; None: all bytes travel in frames
     control  the socket on which the worker sends the descriptor of its own passage, where large answers lie
@@ -75,13 +89,14 @@ class Link(asyncio.Protocol):
         self._on_hello = on_hello
         self._passage = passage
         self._answers = Answers(control, self._free) if control is not None else None
-        self._frames = Frames()
+        self._frames = Frames(passage.size_bytes if passage is not None else None)
         self._ids = itertools.count(1)
         self._transport: asyncio.Transport | None = None
         self.pending: dict[int, Pending] = {}
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self.answered_s = self._loop.time()
+        self.fault = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
@@ -99,11 +114,19 @@ class Link(asyncio.Protocol):
         """Called by the loop with whatever the worker wrote."""
         try:
             replies = [(from_worker_decoder.decode(header), body) for header, body in self._frames.feed(data)]
-        except (ValueError, msgspec.MsgspecError):
-            self.abort()  # not our protocol any more: a worker that writes garbage is a dead worker
+        except (ValueError, msgspec.MsgspecError) as error:
+            self._distrust(error)
             return
-        for message, body in replies:
-            self._answer(message, body)
+        try:
+            for message, body in replies:
+                self._answer(message, body)
+        except _Garbled as error:
+            self._distrust(error)
+
+    def _distrust(self, error: Exception) -> None:
+        """Not our protocol any more: a worker that writes garbage is a dead worker."""
+        self.fault = f"it wrote what is no answer: {error}"
+        self.abort()
 
     def next_id(self) -> int:
         """An id no message of this link had."""
@@ -128,10 +151,10 @@ class Link(asyncio.Protocol):
             shared = _shared(self._passage, body)
             if shared is not None:
                 pieces, held = shared
-                self.pending[message.id] = Pending(answer, self._loop.time(), computes, about, held)
+                self.pending[message.id] = Pending(answer, self._loop.time(), computes, Ran, about, held)
                 self._write(msgspec.structs.replace(message, pieces=pieces))
                 return
-        self.pending[message.id] = Pending(answer, self._loop.time(), computes, about)
+        self.pending[message.id] = Pending(answer, self._loop.time(), computes, DUE[type(message)], about)
         self._write(message, body, body_bytes)
 
     async def ask(self, message: Asking, *, computes: bool = False, about: ModelRef | None = None) -> FromWorker:
@@ -179,16 +202,25 @@ class Link(asyncio.Protocol):
         if isinstance(message, Hello):
             self._on_hello(message)
             return
+        request, kind = self.pending.get(message.id), type(message)
+        if request is not None and kind is not request.kind and kind is not Failed:
+            raise _Garbled(f"{kind.__name__} where {request.kind.__name__} is due")
         if isinstance(message, Ran) and message.place is not None:
-            if self._answers is None:
-                raise ValueError("an answer in a passage that nobody asked for")
-            body = self._answers.open(message.place)  # also when nobody wants it any more: dropped, it is freed there
-        request = self.pending.pop(message.id, None)
+            body = self._opened(message.place)  # also when nobody wants it any more: dropped, it is freed there
         if request is None:
             return
+        del self.pending[message.id]
         if request.computes or isinstance(message, Ran):
             self.answered_s = self._loop.time()
         request.answer(_error(message) if isinstance(message, Failed) else (message, body))
+
+    def _opened(self, place: Extent) -> memoryview:
+        if self._answers is None:
+            raise _Garbled("an answer in a passage that nobody asked for")
+        try:
+            return self._answers.open(place)
+        except (ValueError, OSError) as error:
+            raise _Garbled(str(error)) from None
 
 
 class Answers:

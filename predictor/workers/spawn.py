@@ -33,6 +33,10 @@ PR_SET_DUMPABLE: Final = 4
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_GET_CHILD_SUBREAPER: Final = 37
 
+MADE_S: Final = 10.0
+"""How long a process that is to be killed may take to be made, before its maker is taken to be stuck and is killed, too. A
+zygote forks in 30 ms, once it has imported everything, which takes seconds."""
+
 LOST: Final = 255
 """The exit status of a process that was never made, or whose end somebody else saw."""
 
@@ -77,7 +81,8 @@ class Spawned(NamedTuple):
 
 
 Starter: TypeAlias = Callable[[int, str, int, str], Spawned]
-"""(device, kind, threads, name) → a worker on its way up. Returns at once, and does not raise: what fails ends by itself."""
+"""(device, kind, threads, name) → a worker on its way up. Returns at once, and what fails ends by itself. OSError: there are no
+descriptors for it."""
 
 
 class Child:
@@ -85,6 +90,7 @@ class Child:
 
     pid      0: ``report`` tells it
     report   where PID_BYTES come from when the process was forked; it ends when the child is ours, and this object closes it
+    maker    who was asked to fork it; None: nobody
     scratch  the folder that it may write to, removed when it is dead; "": none
 
     Every worker leads a process group: what it started and left behind dies with it.
@@ -92,6 +98,7 @@ class Child:
 
     def __init__(self, pid: int = 0, *, report: int = -1, scratch: str = "", status: int | None = None) -> None:
         self.pid = pid
+        self.maker: Child | None = None
         self._report = report
         self._scratch = scratch
         self._status = status
@@ -123,7 +130,8 @@ class Child:
         """See Process."""
         while (status := self.poll()) is None:
             if (report := self._report) >= 0:
-                _readable(report, None)
+                if not _readable(report, MADE_S if self._condemned else None) and self.maker is not None:
+                    self.maker.kill()  # what it was asked for ends with it, so this, too
             else:
                 try:
                     os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
@@ -253,13 +261,17 @@ class Ends(NamedTuple):
 
     @classmethod
     def make(cls) -> Ends:
-        """Make them."""
+        """Make them. OSError: there are no more descriptors to be had."""
         stream, stream_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         control, control_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         descriptor = os.memfd_create("hearth:running", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, mmap.PAGESIZE)
-        page = mmap.mmap(descriptor, mmap.PAGESIZE)
-        output, output_theirs = os.pipe()
+        try:
+            page = mmap.mmap(descriptor, mmap.PAGESIZE)
+            output, output_theirs = os.pipe()
+        except OSError:
+            os.close(descriptor)
+            raise
         return cls(stream, control, page, output, (stream_theirs.detach(), control_theirs.detach(), descriptor, output_theirs))
 
     def spawned(self, process: Process, folder: str) -> Spawned:

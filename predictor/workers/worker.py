@@ -6,17 +6,30 @@ What stays out: how a process is started (spawn.py), the bytes on the socket (li
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Final, Protocol
 
 from predictor import wire
-from predictor.errors import HearthError, LoadFailed, Unavailable, WorkerDied, WorkerRestarting
+from predictor.errors import HearthError, Unavailable, WorkerDied, WorkerRestarting
 from predictor.model import ModelRef, ModelSpec, TensorSpec
 from predictor.passage import Passage
 from predictor.wire import Field, File, FromWorker, Hello, Load, Loaded, Ran, Run, Unload, send_arena, send_pool
-from predictor.workers.death import BUILD_TIMEOUT, EXECUTE_TIMEOUT, HUNG_UP, Death, Sentence, ended, judge, obituary
+from predictor.workers.death import (
+    BUILD_TIMEOUT,
+    EXECUTE_TIMEOUT,
+    HUNG_UP,
+    START_TIMEOUT,
+    Death,
+    Lasting,
+    Sentence,
+    ended,
+    judge,
+    obituary,
+    stopped,
+)
 from predictor.workers.dispatch import Answer, Outcome, Work
 from predictor.workers.link import Link, Reply
 from predictor.workers.output import Output
@@ -30,8 +43,11 @@ BACKOFF_S: Final = (0.1, 10.0)
 SICK_AFTER: Final = 3
 """Starts in a row that never came to a Hello, after which the device counts as failed."""
 
+RUNNING, BUILDING = 0, 8
+"""Where a worker's page says what it computes, and what it builds."""
+
 WATCH_S: Final = 0.5
-"""How often the watchdog looks at the request that is being computed."""
+"""How often the watchdog looks at what is being computed and built."""
 
 
 class Arena(Protocol):
@@ -110,7 +126,7 @@ class Worker:
         self._said_hello = False
         self._held: dict[str, Link] = {}
         self._condemned: Sentence | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._over = False
         self._supervising: asyncio.Task[None] | None = None
 
@@ -134,7 +150,7 @@ class Worker:
 
     async def stop(self, timeout_s: float) -> None:
         """End the process: by closing its socket, after ``timeout_s`` by force."""
-        self._stopping = True
+        self._stopping.set()
         if self._link is not None:
             self._link.abort()
         if self._supervising is not None:
@@ -175,16 +191,7 @@ class Worker:
             self._hand_over(spec.ref, message.id, arena)
         self._held[spec.ref.key] = link
         try:
-            async with asyncio.timeout(self._build_timeout_s):
-                loaded = await link.ask(message, about=spec.ref)
-        except TimeoutError:
-            reason = f"model {spec.ref} was not built within {self._build_timeout_s:g} s (HEARTH_BUILD_TIMEOUT_S)"
-            hung = self._being_built(link) or spec.ref
-            self.end(reason, BUILD_TIMEOUT, hung)
-            await asyncio.shield(link.ended)  # until then it may read the arena
-            if hung != spec.ref:  # this one only waited behind it
-                raise restarting(spec.ref.key) from None
-            raise LoadFailed(f"{reason}; its worker was ended") from None
+            loaded = await link.ask(message, about=spec.ref)
         except HearthError:
             self._held.pop(spec.ref.key, None)
             raise
@@ -232,19 +239,25 @@ class Worker:
 
     async def _supervise(self) -> None:
         fruitless = 0
-        while not self._stopping:
-            if self._spawned is None:
-                # In this thread: the worker dies with the thread that started it (PR_SET_PDEATHSIG).
-                self._spawned = self._starter(self.device, self._kind, self._threads, self.name)
+        while not self._stopping.is_set():
             self._said_hello = False
-            reason = await self._live(self._spawned)
+            try:
+                if self._spawned is None:
+                    # In this thread: the worker dies with the thread that started it (PR_SET_PDEATHSIG).
+                    self._spawned = self._starter(self.device, self._kind, self._threads, self.name)
+            except OSError as error:  # no descriptor is left, or no memory
+                reason = f"it could not be started: {error}"
+            else:
+                reason = await self._live(self._spawned)
             self._spawned = None
-            if self._stopping or (self._said_hello and not self._successor):
+            if self._stopping.is_set() or (self._said_hello and not self._successor):
                 break
             fruitless = 0 if self._said_hello else fruitless + 1
             if fruitless >= SICK_AFTER:
                 self.failure = f"the worker of device {self.device} did not start {fruitless} times in a row: {reason}"
-            await asyncio.sleep(min(BACKOFF_S[0] * 2 ** min(fruitless, 16), BACKOFF_S[1]))
+            with contextlib.suppress(TimeoutError):  # a pod that ends has no time for pauses
+                async with asyncio.timeout(min(BACKOFF_S[0] * 2 ** min(fruitless, 16), BACKOFF_S[1])):
+                    await self._stopping.wait()
         self._over = True
         self._up.set()
 
@@ -272,21 +285,26 @@ class Worker:
             self.ready = False
             self._up.clear()
             self._link = None
-            if not self._stopping:
+            if not self._stopping.is_set():
                 self._on_lost()
             status = await self._reap(spawned)
             output.close()
             link.ended.set_result(None)
             self._held = {key: other for key, other in self._held.items() if other is not link}
-            running, building = (int.from_bytes(spawned.page[at : at + 8], "little") for at in (0, 8))
-            inside = [link.pending[number] for number in (running, building) if number in link.pending]
+            inside = [link.pending[number] for number in map(self._on_page, (RUNNING, BUILDING)) if number in link.pending]
             spawned.control.close()
             spawned.page.close()
+        if link.fault:
+            status = link.fault, HUNG_UP
+        elif not self._said_hello:
+            status = f"{status[0]} before it was up", status[1]
         death = judge(self.name, status, self._condemned, inside)
         self._condemned = None
-        if not self._stopping:
+        if self._stopping.is_set():  # our doing, and no model's
+            link.fail(lambda _, request: stopped(request))
+        else:
             self._on_death(death)
-        link.fail(lambda _, request: obituary(death, request, inside=any(request is other for other in inside)))
+            link.fail(lambda _, request: obituary(death, request, inside=any(request is other for other in inside)))
         return death.reason
 
     def _hello(self, hello: Hello) -> None:
@@ -314,18 +332,30 @@ class Worker:
         return self._link
 
     async def _watch(self, link: Link) -> None:
-        """End a worker whose current request computes for too long."""
+        """End a worker that does not come up, or computes or builds one thing for too long."""
         loop = asyncio.get_running_loop()
+        starts, computes, builds = (Lasting(2 * WATCH_S, loop.time()) for _ in range(3))
         while True:
             await asyncio.sleep(WATCH_S)
+            now_s = loop.time()
+            if starts.look(not self._said_hello, now_s) > self._build_timeout_s:
+                self.end(f"it was not up within {self._build_timeout_s:g} s (HEARTH_BUILD_TIMEOUT_S)", START_TIMEOUT)
+                return
             # The moment and not the request: held until the next look, its shared memory would not be free meanwhile.
             first = next(((request.sent_s, request.about) for request in link.pending.values() if request.computes), None)
-            if first is not None:
-                busy_s = loop.time() - max(first[0], link.answered_s)
-                if busy_s > self._execute_timeout_s:
-                    reason = f"a request computed for more than {self._execute_timeout_s:g} s (HEARTH_EXECUTE_TIMEOUT_S)"
-                    self.end(reason, EXECUTE_TIMEOUT, first[1])
+            since_s = max(first[0], link.answered_s) if first is not None else None
+            if first is not None and computes.look(since_s, now_s) > self._execute_timeout_s:
+                if link.pending.get(self._on_page(RUNNING)) is None:  # stopped, or busy with what nobody asked for
+                    self.end(f"it began with no request for {self._execute_timeout_s:g} s (HEARTH_EXECUTE_TIMEOUT_S)", HUNG_UP)
                     return
+                reason = f"a request computed for more than {self._execute_timeout_s:g} s (HEARTH_EXECUTE_TIMEOUT_S)"
+                self.end(reason, EXECUTE_TIMEOUT, first[1])
+                return
+            number, about = self._being_built(link)
+            if builds.look(number, now_s) > self._build_timeout_s:
+                reason = f"model {about} was not built within {self._build_timeout_s:g} s (HEARTH_BUILD_TIMEOUT_S)"
+                self.end(reason, BUILD_TIMEOUT, about)
+                return
 
     async def _reap(self, spawned: Spawned) -> tuple[str, str]:
         """Wait for the process's end, by force if it closed its socket and lives on. Returns a Death's reason and cause."""
@@ -351,11 +381,17 @@ class Worker:
         except OSError:
             raise restarting(ref.key) from None
 
-    def _being_built(self, link: Link) -> ModelRef | None:
-        if self._spawned is None:
-            return None
-        request = link.pending.get(int.from_bytes(self._spawned.page[8:16], "little"))
-        return None if request is None else request.about
+    def _on_page(self, at: int) -> int:
+        """The number of what the worker says that it is inside of, ``RUNNING`` or ``BUILDING``; 0: of nothing."""
+        return int.from_bytes(self._spawned.page[at : at + 8], "little") if self._spawned is not None else 0
+
+    def _being_built(self, link: Link) -> tuple[int, ModelRef | None]:
+        """The load under way and its model, else the next one's, which the worker should have begun with. 0: there is none."""
+        loads = {number: request.about for number, request in link.pending.items() if not request.computes}
+        number = self._on_page(BUILDING)
+        if number not in loads:
+            number = next(iter(loads), 0)
+        return number, loads.get(number)
 
 
 def _answer(ran: FromWorker, body: memoryview) -> Answer:

@@ -59,15 +59,23 @@ class Zygote:
     def fork(self, device: int, threads: int, *, name: str) -> Spawned:
         """Ask for a worker of ``device`` with ``threads`` threads; returns at once, and what is asked for comes or ends.
 
+        OSError: this process may open no more descriptors.
+
         name  what it is called in the list of processes, as far as that has room
         """
-        ends = Ends.make()
-        folder = scratch.make()
         report, report_theirs = os.pipe()
+        try:
+            ends = Ends.make()
+        except OSError:
+            os.close(report)
+            os.close(report_theirs)
+            raise
+        folder = scratch.make()
         process = Child(report=report, scratch=folder)
         request = REQUEST.pack(device, threads) + os.fsencode(folder) + b"\0" + name[:NAME_LENGTH].encode()
         try:
             self._ensure()
+            process.maker = self._process
             if self._requests is not None:
                 socket.send_fds(self._requests, [request], [*ends.theirs, report_theirs])
         except OSError as error:  # gone this very moment, or more requests than a socket holds: the worker's end tells

@@ -89,6 +89,16 @@ def test_what_happened_too_long_ago_does_not_count() -> None:
     assert poison.killed("a", b"x", 11.0) == 1
 
 
+def test_a_request_that_died_in_company_is_a_suspect_however_often_it_was_there() -> None:
+    poison = Poison(10.0)
+    assert [poison.killed("a", b"x", 0.0, alone=False) for _ in range(5)] == [1] * 5
+    assert poison.verdict(b"x", 1.0) is Verdict.ALONE
+    assert poison.killed("a", b"x", 1.0) == 2
+    assert poison.killed("a", b"x", 2.0, alone=False) == 2
+    assert poison.verdict(b"x", 3.0) is Verdict.REFUSED
+    assert list(poison) == ["a"]
+
+
 def test_remembering_can_be_turned_off_and_cleared() -> None:
     assert Poison(0.0).killed("a", b"x", 0.0) == 0
     poison = Poison()

@@ -196,6 +196,16 @@ def test_no_id_is_echoed_where_none_was_given() -> None:
     assert told(text) == {"model_name": "m", "model_version": "3", "outputs": []}
 
 
+def test_an_answer_too_large_for_json_is_refused_and_may_be_asked_for_in_binary() -> None:
+    count = codec.MAX_JSON_ELEMENTS // 2
+    outputs = (Tensor("y", "UINT8", (count,), count), Tensor("z", "UINT8", (count + 1,), count + 1))
+    parts = (bytes(count), bytes(count + 1))
+
+    with pytest.raises(SchemaMismatch, match=r"JSON has 8388608 at most: ask for binary data"):
+        codec.encode(REF, plain(), outputs, parts)
+    assert codec.encode(REF, plain(binary={"y": True, "z": True}), outputs, parts).pieces[1:] == parts
+
+
 def test_nan_and_infinities_are_null_in_json_and_themselves_in_binary() -> None:
     values = struct.pack("<3f", math.nan, math.inf, -math.inf)
     output = (Tensor("y", "FP32", (3,), 12),)

@@ -159,6 +159,8 @@ async def test_no_other_process_is_looked_into_or_signalled(bench: Bench) -> Non
             priority=f"os.setpriority(os.PRIO_PROCESS, {front}, 19)",
             orphan="call(157 if os.uname().machine == 'x86_64' else 167, 1, 0, 0, 0, 0)",
             session="os.setsid()",
+            outlives="call(29 if os.uname().machine == 'x86_64' else 194, 0x68656172, 4096, 0o1600)",
+            namespace="call(56 if os.uname().machine == 'x86_64' else 220, 0x10000000 | 17, 0, 0, 0, 0)",
         )
         assert set(told.values()) == {"PermissionError"}, told
         assert other.poll() is None
@@ -311,6 +313,31 @@ assert os.wait()[1] == 0
 async def test_where_there_is_no_landlock_the_front_is_still_out_of_reach() -> None:
     done = subprocess.run([sys.executable, "-c", OLD_KERNEL], capture_output=True, text=True, check=False)  # noqa: ASYNC221 (as above)
     assert done.stdout == "denied " * 5, done.stderr
+
+
+ZYGOTE = """
+import ctypes
+from predictor.engine import confine
+from predictor.workers.zygote import Zygote
+libc = ctypes.CDLL(None)
+libc.prctl(confine.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+confine._drop_capabilities(libc)  # as a pod that is not root has none
+zygote = Zygote(1)
+worker = zygote.fork(0, 1, name="a")
+assert worker.stream.recv(1) and worker.process.poll() is None
+for pid in (zygote.pid, worker.process.pid):
+    try:
+        open(f"/proc/{pid}/mem", "wb")
+    except PermissionError:
+        print("shut", end=" ", flush=True)
+worker.stream.close()
+zygote.close()
+"""
+
+
+async def test_where_there_is_no_landlock_nobody_writes_into_zygote_or_workers() -> None:
+    done = subprocess.run([sys.executable, "-c", ZYGOTE], capture_output=True, text=True, check=False)  # noqa: ASYNC221 (as above)
+    assert done.stdout == "shut shut ", done.stderr
 
 
 async def test_a_strict_worker_does_not_start_where_the_kernel_lacks_something(

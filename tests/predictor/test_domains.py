@@ -222,6 +222,24 @@ async def test_a_model_alone_in_a_worker_that_the_kernel_killed_for_memory_is_bl
     assert [death.culprit for death in shared.deaths] == [None]
 
 
+async def test_a_model_alone_in_a_worker_is_blamed_for_what_a_thread_of_its_did_and_not_for_what_came_from_outside() -> None:
+    a = spec("a")
+    for cause, culprit in (("SIGABRT", a.ref), ("exit", a.ref), ("SIGKILL", None), ("start timeout", None)):
+        bench = Bench("model")
+        (worker,) = bench.enter(a)
+        worker.die(cause, cause)
+        assert [death.culprit for death in bench.deaths] == [culprit]
+    bench = Bench("model")
+    (worker,) = bench.enter(a)
+    worker.came_up = False
+    worker.die("exit status 255 before it was up", "exit")
+    assert [death.culprit for death in bench.deaths] == [None]
+    shared = Bench("pool")
+    shared.enter(a, spec("b"))
+    shared.made[0].die("killed by SIGABRT", "SIGABRT")
+    assert [death.culprit for death in shared.deaths] == [None]
+
+
 async def test_a_dead_workers_models_are_told_and_whoever_asks_next_gets_another_worker() -> None:
     bench = Bench("pool")
     a, b, sick = spec("a"), spec("b"), spec("sick")

@@ -224,6 +224,27 @@ def test_a_poisoned_request_is_refused_after_two_workers_and_an_idempotent_one_i
         assert 'hearth_model_deaths_total{cause="SIGABRT",model="e-twice"} 2.0' in metrics
 
 
+def test_what_everybody_asks_is_not_refused_for_a_batch_that_it_died_in(s3: FakeS3) -> None:
+    made = files("e", temper="pass", max_batch_size=16)
+    code = made["model.py"].replace(
+        b"if x[0, 0] == 666:", b"time.sleep(x[0, 1].item())\n        if (x[:, 0] == 666).any(): os.abort()\n        if 0:"
+    )
+    publish(s3, "e-batch", {**made, "model.py": code})
+    with serving(s3, "pool", quarantine_backoff_s="0") as server, concurrent.futures.ThreadPoolExecutor(9) as threads:
+        common = [[1.0, 0.0, 0.0, 0.0]]
+        assert server.infer("e-batch", common).status_code == 200
+        first = threads.submit(server.infer, "e-batch", [[1.0, 0.7, 0.0, 0.0]])
+        _until(lambda: server.residency()["in_flight"] == 1)
+        rest = [threads.submit(server.infer, "e-batch", rows) for rows in (*[common] * 7, BAD)]
+        assert first.result().status_code == 200
+        answers = [one.result() for one in rest]
+        assert {answer.status_code for answer in answers} == {502}, [answer.text for answer in answers]
+        assert server.infer("e-batch", common).status_code == 200
+        assert server.infer("e-batch", BAD).status_code == 502
+        assert server.infer("e-batch", BAD).status_code == 422
+        assert server.admin.post("/hearth/v1/clear", json={"models": ["e-batch"]}).json() == {"cleared": ["e-batch"]}
+
+
 @pytest.mark.parametrize("isolation", ["tenant", "model"])
 def test_a_worker_has_the_weights_and_requests_of_its_own_models_only(s3: FakeS3, isolation: str) -> None:
     rows = [[float(number), 1.0, 2.0, 3.0] for number in range(8192)]

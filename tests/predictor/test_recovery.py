@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from predictor.errors import Quarantined
+from predictor.errors import PoisonedRequest, Quarantined
 from predictor.infirmary import Infirmary, digest
 from predictor.model import ModelRef, ModelSpec
 from predictor.policy.residency import Place
@@ -51,6 +51,27 @@ class Ward:
 
     def counted(self, name: str, *labels: str) -> float:
         return float(self.cache.telemetry.counter(name, *labels)._value.get())
+
+
+async def test_where_nobody_was_inside_the_log_tells_who_was_there(caplog: pytest.LogCaptureFixture) -> None:
+    ward = Ward("a", "b", "c", "d")
+    await ward.up()
+    ward.die("a", "b", "c", "d")
+    assert "ended: killed by SIGSEGV (nobody was inside; in it: a:1, b:1, c:1 and 1 more)" in caplog.text
+
+
+async def test_a_vouched_for_model_has_its_requests_back_also_when_it_is_well_itself() -> None:
+    ward = Ward("evil", "other")
+    evil, other = ward.refs["evil"], ward.refs["other"]
+    for _ in range(2):
+        ward.infirmary.killed(evil, (), ())
+        ward.infirmary.killed(other, (), ())
+    with pytest.raises(PoisonedRequest, match="hearth load --clear"):
+        ward.infirmary.alone(evil, (), ())
+    assert ward.infirmary.clear("evil") == [evil]
+    assert not ward.infirmary.alone(evil, (), ())
+    with pytest.raises(PoisonedRequest):
+        ward.infirmary.alone(other, (), ())
 
 
 async def test_the_others_come_back_from_ram_at_once_the_most_asked_for_first_and_nobody_has_to_ask() -> None:

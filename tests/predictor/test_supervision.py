@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from loadtest.isolation.evil import EVILS, POKE, Evil, evil_files
+from predictor import supervision
 from tests.fakes.pod import ServedPod
 from tests.fakes.s3 import FakeS3
 from tests.fakes.zoo import affine_pytorch
@@ -28,6 +29,20 @@ def s3() -> Iterator[FakeS3]:
         publish(fake, "fill", evil_files(EVILS["fill"]))
         publish(fake, "healthy", affine_pytorch(scale=2.0))
         yield fake
+
+
+async def test_a_watch_that_fails_once_goes_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(supervision, "LOOK_S", 0.0)
+    looks: list[int] = []
+
+    async def watch() -> None:
+        looks.append(1)
+        if len(looks) < 3:
+            raise ZeroDivisionError
+
+    await supervision._go_on("memory", watch)
+    assert len(looks) == 3
+    assert caplog.text.count("the watch over memory failed, and goes on") == 2
 
 
 @pytest.mark.parametrize("version", [1, 2])

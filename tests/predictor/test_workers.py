@@ -6,23 +6,36 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import struct
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.errors import ComputedTooLong, LoadFailed, ModelFailed, SchemaMismatch, WorkerDied, WorkerRestarting, WorkerTaken
+from predictor.errors import (
+    ComputedTooLong,
+    LoadFailed,
+    ModelFailed,
+    SchemaMismatch,
+    Unavailable,
+    WorkerDied,
+    WorkerRestarting,
+    WorkerTaken,
+)
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
 from predictor.passage import Passage
 from predictor.tiers.slabs import Arena, SlabPool
-from predictor.wire import FRAME, Frames, Hello, Run, Tensor, Unload, encode_head, to_worker_decoder
-from predictor.workers.death import KERNEL_OUT_OF_MEMORY, Death
+from predictor.wire import FRAME, Frames, Hello, Run, Tensor, Unload, Unloaded, encode_head, to_worker_decoder
+from predictor.workers.death import KERNEL_OUT_OF_MEMORY, Death, Lasting
 from predictor.workers.dispatch import Answer, Outcome, Work
-from predictor.workers.spawn import Starter, cpu_quota
+from predictor.workers.link import Link, Reply
+from predictor.workers.spawn import Child, Ends, Spawned, Starter, cpu_quota
 from predictor.workers.worker import Worker
 from predictor.workers.zygote import Zygote, starter
 from tests.fakes.arenas import fragment, write
@@ -242,6 +255,68 @@ async def test_what_the_model_says_no_to_reaches_the_caller(bench: Bench) -> Non
     assert values(await bench.ask(ref, *X))[0] == 2.0
 
 
+RUDE = {
+    "interrupt": b"raise KeyboardInterrupt",
+    "cancelled": b"raise __import__('asyncio').CancelledError",
+    "mute": b"raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})",
+    "half a pair": rb"raise ValueError('a file called \udcff')",
+}
+
+
+@pytest.mark.parametrize("raised", RUDE.values(), ids=RUDE)
+async def test_whatever_a_model_raises_its_worker_goes_on(bench: Bench, raised: bytes) -> None:
+    files = affine_pytorch(scale=1.0)
+    good = await bench.load("polite", files)
+    pid = bench.pid
+    ref = await bench.load("rude", {**files, "model.py": files["model.py"].replace(b"time.sleep(self.sleep_s)", raised)})
+    with pytest.raises(ModelFailed, match="model rude:1 failed: "):
+        await bench.ask(ref, *X)
+    spec, arena = bench.prepare("rude-build", {**files, "model.py": raised})
+    with pytest.raises(LoadFailed, match="model rude-build:1 could not be built: "):
+        await bench.worker.load(spec, arena, copy=False)
+    assert values(await bench.ask(good, *X))[0] == 2.0
+    assert bench.pid == pid
+
+
+SCRIBBLE = b"""
+        import os, socket, struct
+        for number in os.listdir("/proc/self/fd"):
+            try:
+                stream = socket.socket(fileno=os.dup(int(number)))
+                assert stream.type is socket.SOCK_STREAM
+                stream.send(struct.pack("<IQ", 8, 1 << 60) + bytes(8))
+            except (OSError, AssertionError):
+                pass
+        time.sleep(1000)
+""".strip()
+
+
+async def test_a_worker_that_announces_more_than_an_answer_may_have_is_ended_and_nothing_is_kept_for_it(bench: Bench) -> None:
+    files = affine_pytorch(scale=1.0)
+    ref = await bench.load("scribbles", {**files, "model.py": files["model.py"].replace(b"time.sleep(self.sleep_s)", SCRIBBLE)})
+    with pytest.raises(WorkerDied, match="it wrote what is no answer: a body of 1152921504606846976 bytes"):
+        await bench.ask(ref, *X)
+    assert (bench.died[-1].culprit, bench.died[-1].cause) == (ref, "hung up")
+
+
+async def test_an_answer_larger_than_the_front_takes_is_refused_and_not_sent(bench: Bench) -> None:
+    files = affine_pytorch(scale=1.0)
+    large = b"return torch.zeros(1, dtype=torch.uint8).expand((64 << 20) + 1).contiguous()"
+    ref = await bench.load("talks", {**files, "model.py": files["model.py"].replace(b"time.sleep(self.sleep_s)", large)})
+    with pytest.raises(ModelFailed, match="model talks:1: its outputs are 67108865 bytes"):
+        await bench.ask(ref, *X)
+
+
+async def test_a_death_by_a_signal_without_a_name_is_told_as_any_other(bench: Bench) -> None:
+    slow = await bench.load("real-time", affine_pytorch(scale=1.0), sleep_s=2.0)
+    asked = bench.ask(slow, *X)
+    await bench.until_it_computes()
+    os.kill(bench.pid, signal.SIGRTMIN + 6)
+    with pytest.raises(WorkerDied, match="killed by signal 40"):
+        await asked
+    assert bench.died[-1] == Death("", "killed by signal 40", "real-time signal", slow)
+
+
 async def test_a_write_into_a_weight_kills_that_worker_only_and_the_arena_keeps_its_bytes(bench: Bench) -> None:
     source = affine_pytorch(scale=5.0)
     evil = source["model.py"].replace(b"time.sleep(self.sleep_s)", b"self.scale.data.zero_()")
@@ -273,6 +348,14 @@ async def test_a_request_that_computes_for_too_long_costs_the_worker_its_life(be
         await bench.ask(ref, *X)
     ref = await bench.load("after", affine_onnx(scale=1.0))
     assert values(await bench.ask(ref, *X))[0] == 2.0
+
+
+async def test_a_worker_that_begins_with_no_request_is_ended_and_no_model_is_blamed(bench: Bench) -> None:
+    ref = await bench.load("ready", affine_pytorch(scale=1.0))
+    os.kill(bench.pid, signal.SIGSTOP)
+    with pytest.raises(WorkerRestarting, match="it began with no request for 3 s"):
+        await bench.ask(ref, *X)
+    assert bench.died[-1].culprit is None
 
 
 async def test_a_worker_ends_with_its_socket_and_hears_no_sigterm(bench: Bench) -> None:
@@ -341,6 +424,17 @@ async def test_a_build_that_takes_too_long_fails_when_its_worker_is_dead(bench: 
     with pytest.raises(LoadFailed, match="HEARTH_BUILD_TIMEOUT_S"):
         await bench.worker.load(spec, arena, copy=False)
     assert not alive(pid)
+
+
+async def test_a_build_that_waits_behind_others_has_its_own_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = affine_pytorch(scale=1.0)
+    slow = {**files, "model.py": b"import time; time.sleep(0.9)\n" + files["model.py"]}
+    loads = [bench.prepare(f"queued-{number}", slow) for number in range(3)]
+    await bench.load("up-again", affine_onnx(scale=1.0))
+    deaths = len(bench.deaths)
+    monkeypatch.setattr(bench.worker, "_build_timeout_s", 1.7)
+    await asyncio.gather(*(bench.worker.load(spec, arena, copy=False) for spec, arena in loads))
+    assert len(bench.deaths) == deaths
 
 
 async def test_a_worker_that_dies_while_it_computes_and_builds_has_two_suspects_and_neither_load_is_lost(bench: Bench) -> None:
@@ -425,6 +519,74 @@ async def test_a_worker_without_a_successor_ends_for_good_and_a_load_that_waits_
     bench.close()
 
 
+async def test_a_worker_that_is_stopped_while_it_builds_blames_nobody() -> None:
+    bench = Bench(starter(None))
+    await bench.worker.start()
+    spec, arena = bench.prepare("building", {**affine_pytorch(scale=1.0), "model.py": b"import time; time.sleep(1000)"})
+    loading = asyncio.create_task(bench.worker.load(spec, arena, copy=False))
+    async with asyncio.timeout(30):
+        while not bench.hellos:  # noqa: ASYNC110 (another process)
+            await asyncio.sleep(0.01)
+    await bench.until_it_computes(building=True)
+    await bench.worker.stop(0.0)
+    with pytest.raises(Unavailable, match="was ended with this pod"):
+        await loading
+    assert bench.deaths == []
+    bench.close()
+
+
+async def test_a_worker_that_cannot_be_started_for_want_of_descriptors_is_started_later() -> None:
+    failures = [OSError(24, "Too many open files")] * 4
+
+    def start(*told: Any) -> Spawned:
+        if failures:
+            raise failures.pop()
+        return starter(None)(*told)
+
+    bench = Bench(start)
+    await bench.worker.start()
+    async with asyncio.timeout(30):
+        while not bench.worker.failure:  # noqa: ASYNC110 (told nobody)
+            await asyncio.sleep(0.01)
+        assert "Too many open files" in bench.worker.failure
+        await bench.load("m", affine_onnx(scale=1.0))
+    assert bench.worker.failure == ""
+    await bench.worker.stop(5.0)
+    bench.close()
+
+
+async def test_a_stop_does_not_wait_for_the_pause_before_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object) -> Spawned:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("predictor.workers.worker.BACKOFF_S", (60.0, 60.0))
+    bench = Bench(start)
+    await bench.worker.start()
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await bench.worker.stop(1.0)
+    bench.close()
+
+
+async def test_a_worker_that_never_says_hello_is_ended_and_counts_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object) -> Spawned:
+        ends = Ends.make()
+        process = subprocess.Popen(["sleep", "1000"], pass_fds=ends.theirs, start_new_session=True)
+        ends.close_theirs()
+        return ends.spawned(Child(process.pid), "")
+
+    monkeypatch.setattr("predictor.workers.worker.WATCH_S", 0.01)
+    bench = Bench(start)
+    monkeypatch.setattr(bench.worker, "_build_timeout_s", 0.05)
+    await bench.worker.start()
+    async with asyncio.timeout(30):
+        while not bench.worker.failure:  # noqa: ASYNC110 (told nobody)
+            await asyncio.sleep(0.01)
+    assert "it was not up within 0.05 s (HEARTH_BUILD_TIMEOUT_S)" in bench.worker.failure
+    await bench.worker.stop(1.0)
+    bench.close()
+
+
 async def test_model_code_cannot_write_into_the_pool_by_any_road(bench: Bench) -> None:
     files = affine_pytorch(scale=1.0)
     code = files["model.py"].replace(b"time.sleep(self.sleep_s)", BREAK_IN)
@@ -433,6 +595,26 @@ async def test_model_code_cannot_write_into_the_pool_by_any_road(bench: Bench) -
 
 
 # ---- the pure parts
+
+
+async def test_who_was_stopped_counts_no_more_than_one_look_and_begins_anew_with_something_else() -> None:
+    lasting = Lasting(1.0, 0.0)
+    assert [lasting.look("a", now_s) for now_s in (0.5, 1.0, 1.5)] == [0.0, 0.5, 1.0]
+    assert lasting.look("a", 600.0) == 2.0
+    assert [lasting.look("b", 600.5), lasting.look("b", 601.0)] == [0.0, 0.5]
+    assert [lasting.look(None, 601.5), lasting.look(None, 602.0)] == [0.0, 0.0]
+
+
+async def test_an_answer_of_another_kind_than_was_asked_for_ends_the_link_before_anybody_is_told() -> None:
+    told: list[Reply] = []
+    ours, theirs = socket.socketpair()
+    _, link = await asyncio.get_running_loop().create_unix_connection(lambda: Link(lambda _: None), sock=ours)
+    link.send(Run(1, "m", (), ()), answer=told.append, computes=True)
+    theirs.send(encode_head(Unloaded(1)))
+    await link.closed
+    assert link.fault == "it wrote what is no answer: Unloaded where Ran is due"
+    assert (told, list(link.pending)) == ([], [1])
+    theirs.close()
 
 
 @given(

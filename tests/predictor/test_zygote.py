@@ -163,6 +163,22 @@ def test_a_zygote_that_keeps_dying_is_replaced_more_and_more_slowly(monkeypatch:
     zygote.close()
 
 
+def test_a_zygote_that_is_stuck_is_killed_with_what_it_was_to_make_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("predictor.workers.spawn.MADE_S", 0.1)
+    zygote = Zygote(1)
+    before = zygote.fork(0, 1, name="before")
+    hello(before)
+    os.kill(zygote.pid, signal.SIGSTOP)
+    stuck = zygote.fork(0, 1, name="stuck")
+    stuck.process.kill()
+    assert stuck.process.wait() == LOST
+    assert before.process.poll() is None
+    after = zygote.fork(0, 1, name="after")
+    hello(after)
+    assert (end(before), end(after), end(stuck)) == (0, 0, LOST)
+    zygote.close()
+
+
 def test_a_child_that_was_never_made_counts_as_ended() -> None:
     report, theirs = os.pipe()
     child = Child(report=report)

@@ -99,6 +99,7 @@ class Fleet:
         self._quiet_s = 0.0  # moment since which nobody was served and nobody waited
         self._gaps_s: list[float] = []
         self._line = -1
+        self._arrived = self._told = 0  # lines; those that the controller was told
 
     def replay(self) -> Record:
         """All of it, to the last answer. What still runs then has its window before it goes."""
@@ -129,8 +130,7 @@ class Fleet:
     def _arrive(self, number: int, count: int, span_s: float, now_s: float) -> None:
         if self._foresight is not None and self._line >= 0:
             self._foresight.next_s[self.refs[number]] = self._next_s[self._line]
-        if self.policy.hot_set:
-            self._heard.note(self.refs[number], now_s, count)
+        self._arrived += 1
         if not self._pods:
             if self._line > 0 and self._quiet_s < now_s:
                 self._gaps_s.append(now_s - self._quiet_s)
@@ -228,6 +228,10 @@ class Fleet:
 
     def _hot_set(self, now_s: float) -> list[Warmth]:
         """As the controller publishes it: rates of what was asked, its loads as they were last, and sizes."""
+        lines, self._told = slice(self._told, self._arrived), self._arrived
+        columns = (self.arrivals.model, self.arrivals.due_s, self.arrivals.count)
+        for number, due_s, count in zip(*(column[lines].tolist() for column in columns), strict=True):
+            self._heard.note(self.refs[number], due_s, count)
         found = []
         for key, fast, slow in self._heard.rates(now_s):
             assert isinstance(key, ModelRef), f"noted here: {key!r}"

@@ -13,6 +13,7 @@ from loadtest.simulation.catalogue import Model
 from loadtest.simulation.pod import Tally
 
 STARTS: Final = ("hot", "ram", "disk", "s3", "pod")
+_PLACES: Final = {start: place for place, start in enumerate(STARTS)}
 PER: Final = 1_000
 """GPU-seconds are told for so many requests."""
 
@@ -45,7 +46,7 @@ class Record:
         self.model.append(model)
         self.due_s.append(due_s)
         self.count.append(count)
-        self.start.append(STARTS.index(start))
+        self.start.append(_PLACES[start])
         self.begin_s.append(begin_s)
         self.end_s.append(end_s)
 

@@ -55,8 +55,8 @@ class Clock:
         while events and events[0][0] <= until_s:
             self.now_s, _, act = heapq.heappop(events)
             act(self.now_s)
-        if until_s < math.inf:
-            self.now_s = max(self.now_s, until_s)
+        if self.now_s < until_s < math.inf:
+            self.now_s = until_s
 
     @property
     def next_s(self) -> float:

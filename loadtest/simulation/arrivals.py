@@ -8,9 +8,11 @@ models asked that often are never dropped between two of their lines by any poli
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,14 +119,39 @@ def _slots(trace: Trace, seed: int) -> tuple[Floats, Ints, Ints]:
     return table[:, 0], table[:, 1].astype(np.int64), amount.astype(np.int64)
 
 
-def of_run(folder: Path) -> tuple[Arrivals, tuple[str, ...]]:
-    """The schedule that a load test recorded, and its models' names."""
+def of_run(folder: Path, *, beside: Collection[str] = ()) -> tuple[Arrivals, tuple[str, ...]]:
+    """The schedule that a load test recorded, and its models' names. ``beside``: names of models that it may not ask for."""
     from loadtest import records  # noqa: PLC0415 (pyarrow: half a second)
 
     table = records.read(folder)
-    names, model = np.unique(np.array(table["model"].to_pylist(), dtype=object).astype(str), return_inverse=True)
+    asked = np.array(table["model"].to_pylist(), dtype=object).astype(str)
+    names = np.unique(np.concatenate([asked, np.array([*beside], dtype=object).astype(str)]))
+    model = np.searchsorted(names, asked).astype(np.int64)
     due_s = table["due_s"].to_numpy()
     ones = np.ones(due_s.size, np.int64)
-    return ordered(due_s, model.astype(np.int64), ones, np.zeros(due_s.size), models=names.size, told="as recorded"), tuple(
-        names
-    )
+    return ordered(due_s, model, ones, np.zeros(due_s.size), models=names.size, told="as recorded"), tuple(names.tolist())
+
+
+class Earlier(NamedTuple):
+    """A request of an earlier run. ``load_s``: what its load from the model store took; 0.0: nobody measured one."""
+
+    at_s: float
+    model: str
+    load_s: float = 0.0
+
+
+def earlier(folders: Sequence[Path], run: Path) -> list[Earlier]:
+    """What runs before ``run`` asked, in seconds from its start: negative. Raises ValueError: one does not say when it was."""
+    from loadtest import records  # noqa: PLC0415 (as above)
+
+    stages = [f"timing_{stage}_ms" for stage in ("fetch", "device", "build")]
+    found: list[Earlier] = []
+    for folder in folders:
+        try:
+            begins_s, zero_s = (json.loads((one / "run.json").read_text())["started_unix_s"] for one in (folder, run))
+        except KeyError:
+            raise ValueError(f"of {folder} or {run} nobody recorded when it began") from None
+        for row in records.read(folder).to_pylist():
+            load_s = sum(row[stage] or 0.0 for stage in stages) / 1e3 if row["start"] == "s3" else 0.0
+            found.append(Earlier(begins_s - zero_s + row["due_s"], row["model"], load_s))
+    return sorted(found)

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from loadtest import traces
 from loadtest.simulation import arrivals, catalogue, compare
-from loadtest.simulation.arrivals import Arrivals
+from loadtest.simulation.arrivals import Arrivals, Earlier
 from loadtest.simulation.catalogue import BadCatalogue, Model, Span
 from loadtest.simulation.fleet import Fleet, Pool
 from loadtest.simulation.outcome import Figures, figures, pod_per_model
@@ -32,11 +32,12 @@ OBJECTIVE: Final = 0.01
 
 @dataclass(frozen=True)
 class Scene:
-    """What is replayed: who asks, what of, on which pool."""
+    """What is replayed: who asks, what of, on which pool; ``earlier``: what was asked before."""
 
     asked: Arrivals
     models: tuple[Model, ...]
     pool: Pool
+    earlier: Sequence[Earlier] = ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,6 +71,14 @@ def _parser() -> argparse.ArgumentParser:
     who = parser.add_argument_group("who asks").add_mutually_exclusive_group(required=True)
     who.add_argument("--trace", type=Path, metavar="FILE", help="a public trace, as hearth loadtest reads them")
     who.add_argument("--run", type=Path, metavar="DIR", help="the schedule that a load test recorded")
+    parser.add_argument(
+        "--after",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="with --run: a run before it, which is remembered",
+    )
     parser.add_argument("--from-s", type=float, default=0.0, help="begin so many seconds into it")
     parser.add_argument("--duration-s", type=float, default=0.0, help="and end so many later [all of it]")
     parser.add_argument("--compress", type=float, default=1.0, help="play it so many times faster")
@@ -90,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--network", type=float, default=math.inf, help="bytes/s of a pod's fetches together [each its own time]"
     )
+    parser.add_argument("--disk-bytes", type=float, default=0.0, help="of each pod, empty when it comes up [none]")
+    parser.add_argument("--disk", type=float, default=2e9, help="bytes/s that it reads, and writes [%(default)g]")
     parser.add_argument("--cores", type=int, default=4, help="of a pod: below 4 the hot set waits for the first request [4]")
     parser.add_argument("--window-s", type=float, default=90.0, help="Knative's window and grace together [%(default)s]")
     parser.add_argument("--weight", type=float, default=10.0, help="idle GPU-seconds worth a second of waiting [%(default)s]")
@@ -104,8 +115,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _scene(given: argparse.Namespace) -> Scene:
     names: tuple[str, ...] = ()
+    earlier: Sequence[Earlier] = ()
     if given.run:
-        asked, names = arrivals.of_run(given.run)
+        try:
+            earlier = arrivals.earlier(given.after, given.run)
+        except ValueError as wrong:
+            raise BadCatalogue(str(wrong)) from wrong
+        asked, names = arrivals.of_run(given.run, beside={one.model for one in earlier})
     else:
         trace = traces.read(given.trace)
         if given.models:
@@ -138,8 +154,10 @@ def _scene(given: argparse.Namespace) -> Scene:
         given.network,
         given.cores,
         given.cpu,
+        int(given.disk_bytes),
+        given.disk,
     )
-    scene = Scene(asked, models, pool)
+    scene = Scene(asked, models, pool, earlier)
     _check(scene)
     return scene
 
@@ -151,6 +169,8 @@ def _check(scene: Scene) -> None:
             raise BadCatalogue(
                 f"model {largest.name} has {largest.size_bytes} bytes and the {what} {bytes_}: it can never load"
             )
+    if scene.pool.disk_bytes_per_s <= 0:
+        raise BadCatalogue("a disk of no bytes a second gives back no model")
     if scene.pool.network_bytes_per_s <= 0:
         raise BadCatalogue("a network of no bytes a second brings no model")
     if scene.pool.pods < 1 or scene.pool.devices < 1:
@@ -190,7 +210,7 @@ def _row(given: argparse.Namespace, scene: Scene, name: str, point: float | None
         _check(replace(scene, pool=pool))
     if name == POD_PER_MODEL:
         return pod_per_model(scene.asked, scene.models, start_s=pool.start_s, window_s=pool.window_s)
-    record = Fleet(pool, scene.models, POLICIES[name], scene.asked).replay()
+    record = Fleet(pool, scene.models, POLICIES[name], scene.asked, earlier=scene.earlier).replay()
     if given.output and point is None and name in {"hearth", given.policy}:
         compare.write(given.output, record, scene.models)
     return figures(name, record)

@@ -18,7 +18,7 @@ from predictor.model import ModelRef
 from predictor.policy.books import Books
 from predictor.policy.demand import Demand
 from predictor.policy.eviction import Rules
-from predictor.policy.residency import RAM, Drop, Footprint, Place, State
+from predictor.policy.residency import RAM, Drop, Footprint, Place
 from predictor.policy.room import Room
 
 DEVICE: Final = Place(0)
@@ -82,5 +82,5 @@ def replay(arrivals: Arrivals, models: Sequence[Model], capacity_bytes: int, pol
         books.start(ref, DEVICE, None, background=False)
         copy = books.at(ref, DEVICE)
         assert copy is not None, f"just started: {ref}"
-        copy.state, copy.load_s, copy.ready_s, copy.used_s = State.READY, models[number].load_s, now_s, now_s
+        books.publish(copy, models[number].load_s, now_s)
     return Loads(first_s, reload_s, loads)

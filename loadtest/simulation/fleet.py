@@ -12,11 +12,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from loadtest.simulation.arrivals import Arrivals
+from loadtest.simulation.arrivals import Arrivals, Earlier
 from loadtest.simulation.catalogue import Model
 from loadtest.simulation.network import Network
 from loadtest.simulation.outcome import Life, Record
@@ -28,7 +28,7 @@ from predictor.model import ModelRef
 from predictor.policy.demand import Demand
 from predictor.policy.eviction import Rules
 from predictor.policy.hotset import ordered
-from predictor.policy.residency import RAM, Place
+from predictor.policy.residency import DISK, RAM, Place
 from predictor.wakeup import SPARE_CORES
 from warmup.retention import keep_s
 
@@ -48,6 +48,7 @@ class Pool:
     network_bytes_per_s  of a pod's fetches together; infinity: each takes its own time
     shares_ram    devices are processors: a model there is a view of its RAM copy, and takes ``ASIDE_BYTES`` beside it
     cores         of a pod; with few of them the hot set waits until the first request has its model (predictor/wakeup.py)
+    disk_bytes    of each pod, empty when it comes up; 0: it has none. It reads and writes ``disk_bytes_per_s`` each
     """
 
     device_bytes: int
@@ -61,17 +62,22 @@ class Pool:
     network_bytes_per_s: float = math.inf
     cores: int = SPARE_CORES
     shares_ram: bool = False
+    disk_bytes: int = 0
+    disk_bytes_per_s: float = 2e9
     rules: Rules = Rules()  # noqa: RUF009 (frozen, and the production default)
 
     def budgets(self) -> Mapping[Place, int]:
         """Of one pod."""
-        return {RAM: self.ram_bytes} | {Place(device): self.device_bytes for device in range(self.devices)}
+        disk = {DISK: self.disk_bytes} if self.disk_bytes else {}
+        return {RAM: self.ram_bytes} | {Place(device): self.device_bytes for device in range(self.devices)} | disk
 
 
 class Fleet:
-    """One replay of ``arrivals`` under one policy."""
+    """One replay of ``arrivals`` under one policy. ``earlier``: what was asked before, which the hot set begins with."""
 
-    def __init__(self, pool: Pool, models: Sequence[Model], policy: Policy, arrivals: Arrivals) -> None:
+    def __init__(
+        self, pool: Pool, models: Sequence[Model], policy: Policy, arrivals: Arrivals, *, earlier: Iterable[Earlier] = ()
+    ) -> None:
         self.pool, self.policy, self.models, self.arrivals = pool, policy, models, arrivals
         self.record = Record(arrivals.models, pool.devices)
         self.refs = [ModelRef("sim", model.name, 1) for model in models]
@@ -79,6 +85,11 @@ class Fleet:
         self._numbers = {model.name: number for number, model in enumerate(models)}
         self._ranks = [sorted(range(pool.pods), key=lambda pod: _draw(model.name, pod)) for model in models]
         self._heard = Demand()
+        self._measured: dict[int, float] = {}
+        for at_s, name, load_s in earlier:
+            number = self._numbers[name]
+            self._heard.note(self.refs[number], at_s)
+            self._measured[number] = load_s or self._measured.get(number, 0.0)
         self._foresight = Foresight() if policy.demand is Foresight else None
         self._next_s = arrivals.next_s().tolist() if self._foresight is not None else []
         self._pods: list[Pod] = []
@@ -88,6 +99,7 @@ class Fleet:
         self._quiet_s = 0.0  # moment since which nobody was served and nobody waited
         self._gaps_s: list[float] = []
         self._line = -1
+        self._arrived = self._told = 0  # lines; those that the controller was told
 
     def replay(self) -> Record:
         """All of it, to the last answer. What still runs then has its window before it goes."""
@@ -118,8 +130,7 @@ class Fleet:
     def _arrive(self, number: int, count: int, span_s: float, now_s: float) -> None:
         if self._foresight is not None and self._line >= 0:
             self._foresight.next_s[self.refs[number]] = self._next_s[self._line]
-        if self.policy.hot_set:
-            self._heard.note(self.refs[number], now_s, count)
+        self._arrived += 1
         if not self._pods:
             if self._line > 0 and self._quiet_s < now_s:
                 self._gaps_s.append(now_s - self._quiet_s)
@@ -189,6 +200,8 @@ class Fleet:
                 rests=self._look,
                 network=Network(self.clock, pool.network_bytes_per_s) if pool.network_bytes_per_s < math.inf else None,
                 shares_ram=pool.shares_ram,
+                disk_bytes_per_s=pool.disk_bytes_per_s,
+                measured=self._measured,
             )
             for demand in demands
         ]
@@ -214,13 +227,18 @@ class Fleet:
                     pod.preload(shares[place], self._numbers, now_s)
 
     def _hot_set(self, now_s: float) -> list[Warmth]:
-        """As the controller publishes it: rates, loads and sizes of what was asked."""
+        """As the controller publishes it: rates of what was asked, its loads as they were last, and sizes."""
+        lines, self._told = slice(self._told, self._arrived), self._arrived
+        columns = (self.arrivals.model, self.arrivals.due_s, self.arrivals.count)
+        for number, due_s, count in zip(*(column[lines].tolist() for column in columns), strict=True):
+            self._heard.note(self.refs[number], due_s, count)
         found = []
         for key, fast, slow in self._heard.rates(now_s):
             assert isinstance(key, ModelRef), f"noted here: {key!r}"
-            model = self.models[self._numbers[key.name]]
+            number = self._numbers[key.name]
+            load_s, size_bytes = self._measured.get(number, 0.0), self.models[number].size_bytes
             ago_s = tuple(int(now_s - moment_s) for moment_s in self._heard.visits(key))
-            found.append(Warmth(key.name, 1, fast, slow, model.load_s, model.size_bytes, ago_s))
+            found.append(Warmth(key.name, 1, fast, slow, load_s, size_bytes, ago_s))
         if self._foresight is not None:
             known = self._foresight.next_s
             found.sort(key=lambda one: known.get(self.refs[self._numbers[one.name]], math.inf))

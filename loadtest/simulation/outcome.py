@@ -12,7 +12,8 @@ from loadtest.simulation.arrivals import Arrivals, Floats
 from loadtest.simulation.catalogue import Model
 from loadtest.simulation.pod import Tally
 
-STARTS: Final = ("hot", "ram", "s3", "pod")
+STARTS: Final = ("hot", "ram", "disk", "s3", "pod")
+_PLACES: Final = {start: place for place, start in enumerate(STARTS)}
 PER: Final = 1_000
 """GPU-seconds are told for so many requests."""
 
@@ -45,7 +46,7 @@ class Record:
         self.model.append(model)
         self.due_s.append(due_s)
         self.count.append(count)
-        self.start.append(STARTS.index(start))
+        self.start.append(_PLACES[start])
         self.begin_s.append(begin_s)
         self.end_s.append(end_s)
 
@@ -104,7 +105,7 @@ def figures(policy: str, record: Record) -> Figures:
     up_s = sum(life.gone_s - life.born_s for life, _ in tallies) * record.devices
     pods = len(record.lives[0].tallies) if record.lives else 1
     busy_s = union_s(begin_s, end_s) * pods * record.devices
-    preloads = sum(tally.preloads for _, tally in tallies)
+    preloads = sum(len(tally.preloaded) for _, tally in tallies)
     touched = sum(len(tally.touched) for _, tally in tallies)
     share = max(requests, 1) / PER
     return Figures(

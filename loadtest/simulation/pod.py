@@ -1,8 +1,9 @@
 """A simulated pod: the production ledger, whose Plans take as long as was measured.
 
     fetches   side by side; each takes its own time, or they share a network (network.py)
+    disk      reads and writes at one speed each, beside each other; without one a copy dropped from RAM is fetched again
     builds    one after the other on each device
-    drops     take no time; there is no disk
+    drops     take no time
     requests  take their serve time and do not wait for each other: what is asked here is who finds its model there
 
 What stays out: when pods start and stop, who asks which pod (fleet.py).
@@ -12,8 +13,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, NamedTuple
 
 from loadtest.simulation.catalogue import Model
@@ -21,7 +24,8 @@ from loadtest.simulation.network import Fetch, Network
 from predictor.heat import Warmth
 from predictor.model import ModelRef, Tier
 from predictor.policy.ledger import Ledger
-from predictor.policy.residency import RAM, Abort, Action, Drop, Footprint, Grant, Place, Refuse, Start, State
+from predictor.policy.residency import DISK, RAM, Abort, Action, Drop, Footprint, Grant, Place, Refuse, Skip, Start, State
+from predictor.wakeup import ENOUGH, QUEUED
 
 TICK_S: Final = 0.001
 """A timer rings this much late, as the cache's does: one that rang early would ring again."""
@@ -51,8 +55,8 @@ class Clock:
         while events and events[0][0] <= until_s:
             self.now_s, _, act = heapq.heappop(events)
             act(self.now_s)
-        if until_s < math.inf:
-            self.now_s = max(self.now_s, until_s)
+        if self.now_s < until_s < math.inf:
+            self.now_s = until_s
 
     @property
     def next_s(self) -> float:
@@ -61,7 +65,7 @@ class Clock:
 
 
 class Served(NamedTuple):
-    """How one line of requests was served. ``start``: hot, ram or s3."""
+    """How one line of requests was served. ``start``: hot, ram, disk or s3."""
 
     start: str
     begin_s: float
@@ -91,7 +95,6 @@ class Tally:
     load_s: float = 0.0
     preloaded: set[ModelRef] = field(default_factory=set)
     used: int = 0
-    preloads: int = 0
     touched: set[ModelRef] = field(default_factory=set)
     ahead: int = 0
 
@@ -99,8 +102,10 @@ class Tally:
 class Pod:
     """One pod's life.
 
-    rests    told whenever nobody is served and nobody waits any more
-    network  that fetches share; None: each takes its own time
+    rests     told whenever nobody is served and nobody waits any more
+    network   that fetches share; None: each takes its own time
+    disk_bytes_per_s  that a disk reads and writes, where the ledger has one
+    measured  seconds that the latest load of each model from the model store took, as a pod tells them; written here
     """
 
     def __init__(
@@ -113,9 +118,16 @@ class Pod:
         rests: Callable[[float], None],
         network: Network | None = None,
         shares_ram: bool = False,
+        disk_bytes_per_s: float = math.inf,
+        measured: MutableMapping[int, float],
     ) -> None:
         self._rests = rests
         self._network = network
+        self._disk_bytes_per_s = disk_bytes_per_s
+        self._measured = measured
+        self._fetched_s: dict[ModelRef, float] = {}  # what came from the model store and is not on a device yet
+        self._hot: deque[int] = deque()
+        self._skips = 0
         self._fetching: dict[ModelRef, Fetch] = {}
         self._first: Callable[[float], None] | None = None
         self.clock = clock
@@ -126,7 +138,12 @@ class Pod:
         self._refs = refs
         self._numbers = {ref: number for number, ref in enumerate(refs)}
         self._needs = [
-            Footprint(model.size_bytes, ASIDE_BYTES if shares_ram else model.size_bytes, shares_ram=shares_ram)
+            Footprint(
+                model.size_bytes,
+                ASIDE_BYTES if shares_ram else model.size_bytes,
+                shares_ram=shares_ram,
+                disk_bytes=model.size_bytes if DISK in ledger.budgets else 0,
+            )
             for model in models
         ]
         self._awaited: dict[int, list[Waiting]] = {}
@@ -153,10 +170,9 @@ class Pod:
         ref = self._refs[number]
         now_s = self.clock.now_s
         books = self.ledger.books
-        self._touch(ref, is_there=bool(books.of(ref)))
         ram = books.at(ref, RAM)
-        start = "ram" if ram is not None and ram.state is State.READY else "s3"
-        waiting = Waiting(number, due_s, served, start)
+        self._touch(ref, is_there=ram is not None)
+        waiting = Waiting(number, due_s, served, "ram" if ram is not None and ram.state is State.READY else "s3")
         if number in self._awaited:  # it shares the first one's ticket: the ledger would only find that nothing changed
             self._awaited[number].append(waiting)
             self.ledger.demand.note(ref, now_s)
@@ -172,29 +188,13 @@ class Pod:
         self._first = act
 
     def preload(self, hot: Iterable[Warmth], numbers: Mapping[str, int], now_s: float) -> None:
-        """Begin with the hot set, the most valuable first, as much as RAM and devices hold.
-
-        What was told of it counts as demand. Devices are filled first.
-        """
-        room = {Tier.DEVICE: sum(self.ledger.budgets[place] for place in self.ledger.books.devices)}
-        room[Tier.RAM] = self.ledger.budgets[RAM]
-        wanted: list[tuple[int, Tier]] = []
+        """Begin with the hot set, the most valuable first, as predictor/wakeup.py does. What is told of it counts as demand."""
         for warmth in hot:
             number = numbers[warmth.name]
             visits = [now_s - ago_s for ago_s in warmth.visits]
             self.ledger.demand.add(self._refs[number], warmth.fast, warmth.slow, now_s, visits)
-            size_bytes = self._models[number].size_bytes
-            device_bytes = self._needs[number].device_bytes
-            tier = Tier.DEVICE if room[Tier.DEVICE] >= device_bytes else Tier.RAM
-            if room[Tier.RAM] >= size_bytes:
-                room[Tier.RAM] -= size_bytes
-                room[Tier.DEVICE] -= device_bytes if tier is Tier.DEVICE else 0
-                if self._refs[number] not in self.tally.touched:  # else it is on its way already
-                    wanted.append((number, tier))
-        for number, tier in wanted:
-            self.tally.preloaded.add(self._refs[number])
-            self.tally.preloads += 1
-            self._carry_out(self.ledger.preload(self._refs[number], self._needs[number], now_s, tier))
+            self._hot.append(number)
+        self._carry_out(())
 
     def has(self, number: int) -> bool:
         """Whether the model is on a device."""
@@ -212,57 +212,89 @@ class Pod:
 
     def _carry_out(self, plan: Iterable[Action]) -> None:
         waiting = list(plan)
-        while waiting:  # a drop is done at once, and what follows from it comes after the rest of the plan
-            action = waiting.pop(0)
-            match action:
-                case Grant(_, ref, place):
-                    self._granted(self._awaited.pop(self._numbers[ref]), ref, place)
-                case Start(ref, target, source):
-                    self._start(ref, target, source)
-                case Drop(ref, place):
-                    waiting += self.ledger.dropped(ref, place, self.clock.now_s)
-                case Abort(ref, place):
-                    if place.tier is not Tier.DEVICE:  # a build cannot be stopped: it ends, then the copy goes
-                        if self._network is not None and ref in self._fetching:
-                            self._network.stop(self._fetching.pop(ref))
-                        waiting += self.ledger.failed(ref, place, self.clock.now_s)
-                case Refuse():
-                    raise AssertionError(f"nothing fails in a simulation: {action}")
+        while waiting or (self._hot and len(self.ledger.preloads) < QUEUED):
+            if waiting:  # a drop is done at once, and what follows from it comes after the rest of the plan
+                waiting += self._act(waiting.pop(0))
+            else:
+                number = self._hot.popleft()
+                waiting += self.ledger.preload(self._refs[number], self._needs[number], self.clock.now_s)
         wake_s = self.ledger.wake_s
         if wake_s < self._wake_s:
             self._wake_s = wake_s
             self.clock.at(wake_s + TICK_S, self._tick)
+
+    def _act(self, action: Action) -> Iterable[Action]:
+        """Returns what follows at once."""
+        match action:
+            case Grant(_, ref, place):
+                self._granted(self._awaited.pop(self._numbers[ref]), ref, place)
+            case Start(ref, target, source):
+                self._start(ref, target, source)
+            case Drop(ref, place):
+                return self.ledger.dropped(ref, place, self.clock.now_s)
+            case Abort(ref, place):
+                if place.tier is not Tier.DEVICE:  # a build cannot be stopped: it ends, then the copy goes
+                    if self._network is not None and ref in self._fetching:
+                        self._network.stop(self._fetching.pop(ref))
+                    return self.ledger.failed(ref, place, self.clock.now_s)
+            case Skip(_, place):
+                self._skips += place == RAM
+                if self._skips >= ENOUGH:
+                    self._hot.clear()
+            case Refuse():
+                raise AssertionError(f"nothing fails in a simulation: {action}")
+        return ()
 
     def _tick(self, now_s: float) -> None:
         self._wake_s = math.inf
         self._carry_out(self.ledger.tick(now_s))
 
     def _start(self, ref: ModelRef, target: Place, source: Place | None) -> None:
-        model = self._models[self._numbers[ref]]
-        now_s = self.clock.now_s
-        cost_s, begin_s = model.fetch_s, now_s
-        if target.tier is Tier.DEVICE:
-            cost_s, begin_s = model.build_s, max(now_s, self._built_s.get(target, 0.0))
-            self._built_s[target] = begin_s + cost_s
-        elif source is None:
-            self.tally.fetched_bytes += model.size_bytes
-            self.tally.fetches += 1
-            self.tally.load_s += model.load_s
+        number, started_s = self._numbers[ref], self.clock.now_s
+        model = self._models[number]
+        begin_s, cost_s = self._span(model, target, source)
         copy = self.ledger.books.at(ref, target)
 
         def end(now_s: float) -> None:
             if self.ledger.books.at(ref, target) is copy:  # else it was stopped, and perhaps begun anew
                 self._fetching.pop(ref, None)
+                self._learn(ref, target, source, now_s - started_s)
                 self._carry_out(self.ledger.finished(ref, target, now_s - begin_s, now_s))
 
-        if self._network is not None and target == RAM:
-
-            def in_background() -> bool:
-                return self.ledger.is_background(ref, RAM)
-
+        if target == RAM:
+            if self.ledger.is_background(ref, RAM):
+                self.tally.preloaded.add(ref)
+                self._skips = 0
+            for waiting in self._awaited.get(number, ()):
+                waiting.start = "disk" if source == DISK else "s3"
+        if self._network is not None and target == RAM and source is None:
+            in_background = partial(self.ledger.is_background, ref, RAM)
             self._fetching[ref] = self._network.begin(model.size_bytes, cost_s, is_background=in_background, done=end)
         else:
             self.clock.at(begin_s + cost_s, end)
+
+    def _span(self, model: Model, target: Place, source: Place | None) -> tuple[float, float]:
+        """When it begins, and what it takes if nothing else is fetched."""
+        now_s = self.clock.now_s
+        if target.tier is Tier.DEVICE:
+            begin_s = max(now_s, self._built_s.get(target, 0.0))
+            self._built_s[target] = begin_s + model.build_s
+            return begin_s, model.build_s
+        if source is not None or target == DISK:
+            return now_s, model.size_bytes / self._disk_bytes_per_s
+        self.tally.fetched_bytes += model.size_bytes
+        self.tally.fetches += 1
+        self.tally.load_s += model.load_s
+        return now_s, model.fetch_s
+
+    def _learn(self, ref: ModelRef, target: Place, source: Place | None, seconds: float) -> None:
+        """A whole load from the model store was measured, waits for the builder included, as Cache does it."""
+        if target == RAM:
+            self._fetched_s.pop(ref, None)
+            if source is None:
+                self._fetched_s[ref] = seconds
+        elif target.tier is Tier.DEVICE and ref in self._fetched_s:
+            self._measured[self._numbers[ref]] = self._fetched_s.pop(ref) + seconds
 
     def _granted(self, together: Sequence[Waiting], ref: ModelRef, place: Place) -> None:
         now_s = self.clock.now_s

@@ -24,6 +24,8 @@ class Books:
         self.devices = tuple(sorted(place for place in budgets if place.tier is Tier.DEVICE))
         self.needs: dict[ModelRef, Footprint] = {}
         self._copies: dict[Place, dict[ModelRef, Copy]] = {place: {} for place in budgets}
+        self._filling: dict[Place, dict[ModelRef, Copy]] = {place: {} for place in budgets}
+        self._headrooms: dict[Place, int] = {}  # by place; missing: to be found among the copies when it is asked for
         self._used = dict.fromkeys(budgets, 0)
 
     # ---- questions -------------------------------------------------------------------------------------------
@@ -35,6 +37,10 @@ class Books:
     def here(self, place: Place) -> Collection[Copy]:
         """Every copy at ``place``."""
         return self._copies[place].values()
+
+    def filling(self, place: Place) -> Collection[Copy]:
+        """Those on their way to ``place``."""
+        return self._filling[place].values()
 
     def all(self) -> Iterable[Copy]:
         """Every line."""
@@ -62,7 +68,9 @@ class Books:
 
     def headroom(self, place: Place) -> int:
         """Bytes kept free at ``place`` for the largest computation of any model there."""
-        return max((copy.headroom_bytes for copy in self.here(place)), default=0)
+        if place not in self._headrooms:
+            self._headrooms[place] = max((copy.headroom_bytes for copy in self.here(place)), default=0)
+        return self._headrooms[place]
 
     def missing(self, ref: ModelRef, place: Place) -> int:
         """Bytes that a copy of ``ref`` at ``place`` still lacks there, its own included if it is there; <= 0: none."""
@@ -94,9 +102,10 @@ class Books:
         if source is not None:
             self._copies[source][ref].holds += 1
         size_bytes = need.size(target, filling=True)
-        self._copies[target][ref] = Copy(
-            ref, target, size_bytes, State.FILLING, need.headroom(target), source=source, background=background
-        )
+        headroom_bytes = need.headroom(target)
+        copy = Copy(ref, target, size_bytes, State.FILLING, headroom_bytes, source=source, background=background)
+        self._copies[target][ref] = self._filling[target][ref] = copy
+        self._headrooms[target] = max(self.headroom(target), headroom_bytes)
         self._used[target] += size_bytes
         return Start(ref, target, source)
 
@@ -114,10 +123,12 @@ class Books:
             self._used[copy.place] += size_bytes - copy.size_bytes
             copy.size_bytes = size_bytes
             copy.headroom_bytes = need.activation_bytes
+            self._headrooms.pop(copy.place, None)
 
     def publish(self, copy: Copy, seconds: float, now_s: float) -> None:
         """A transfer that took ``seconds`` ended: the copy can be used, and what only building took is free."""
         copy.state = State.READY
+        del self._filling[copy.place][copy.ref]
         copy.load_s, copy.ready_s, copy.used_s = seconds, now_s, now_s
         if copy.place.tier is Tier.DEVICE:
             self.resize(copy.ref, self.needs[copy.ref])
@@ -142,6 +153,7 @@ class Books:
         """Stop a transfer."""
         assert copy.state is State.FILLING, f"aborted while {copy.state}: {copy}"
         copy.state = State.DRAINING
+        del self._filling[copy.place][copy.ref]
         copy.cause = cause
         return [Abort(copy.ref, copy.place)]
 
@@ -163,5 +175,8 @@ class Books:
         """Take the copy out of the books."""
         actions = self.let_go_of_source(copy)
         del self._copies[copy.place][copy.ref]
+        self._filling[copy.place].pop(copy.ref, None)
+        if copy.headroom_bytes:
+            self._headrooms.pop(copy.place, None)
         self._used[copy.place] -= copy.size_bytes
         return actions

@@ -42,7 +42,7 @@ from predictor.model import ModelRef, Tier
 from predictor.policy.books import Books
 from predictor.policy.churn import Churn
 from predictor.policy.demand import Demand
-from predictor.policy.eviction import Rules, value
+from predictor.policy.eviction import Rules
 from predictor.policy.preloads import Preloads
 from predictor.policy.residency import (
     DISK,
@@ -362,7 +362,7 @@ class Ledger:
         """Write to disk what came from the model store, one at a time; never push out what is worth more."""
         actions: list[Action] = []
         for ref in tuple(self._spills):
-            if any(copy.state is State.FILLING for copy in self.books.here(DISK)):
+            if self.books.filling(DISK):
                 break
             source, present = self.books.at(ref, RAM), self.books.at(ref, DISK)
             if source is None or source.state is not State.READY or (present and present.state is State.READY):
@@ -371,9 +371,7 @@ class Ledger:
                 del self._spills[ref]
                 actions.append(self._start(ref, DISK, background=True))
             elif present is None:
-                worth = value(self.demand.prospect(ref, now_s), source.load_s, self.books.needs[ref].disk_bytes)
-                cheaper = [copy for copy in self._room.candidates(DISK, ref, now_s) if self._room.value(copy, now_s) < worth]
-                room = self._room.drop_until_fits(DISK, cheaper, ref, now_s)
+                room = self._room.make_for_spill(ref, source.load_s, now_s)
                 if room is None:
                     del self._spills[ref]
                 actions += room or ()
@@ -385,7 +383,7 @@ class Ledger:
         fitting = [
             place
             for place in self.books.devices
-            if self.budgets[place] >= need.size(place, filling=True) + need.activation_bytes and place not in blocked
+            if place not in blocked and self.budgets[place] >= need.size(place, filling=True) + need.activation_bytes
         ]
         if len(fitting) <= 1:
             return fitting[0] if fitting else None

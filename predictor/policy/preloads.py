@@ -69,8 +69,8 @@ class Preloads:
         closed: set[Place] = set()
         under_way = Counter[Place]()
         workers = Counter[tuple[Place, str]]()
-        for copy in (copy for place in places for copy in self._books.here(place)):
-            if copy.state is State.FILLING and copy.background:
+        for copy in (copy for place in places for copy in self._books.filling(place)):
+            if copy.background:
                 under_way[copy.place] += 1
                 workers[copy.place, self._domain(copy.ref)] += 1
         for ref in tuple(self._wanted):

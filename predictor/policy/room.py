@@ -6,7 +6,7 @@ Part of the ledger, which decides when room is needed and for whom. Pure, as it 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 from predictor.model import ModelRef, Tier
@@ -44,27 +44,29 @@ class Room:
         if self.books.used(place) + self.books.headroom(place) <= self.books.budgets[place]:
             return []
         candidates = self.candidates(place, None, now_s)
-        actions = self.drop_until_fits(place, candidates, None, now_s)
+        actions = self.drop_until_fits(place, lambda: candidates, None, now_s)
         if actions is None:
             actions = [action for copy in candidates for action in self.books.drain(copy, self.cause(copy, "room", now_s))]
         return actions
 
     def make(self, place: Place, newcomer: ModelRef, now_s: float) -> list[Action]:
         """Have copies dropped, or drained if all are in use, until the newcomer fits or will fit."""
-        background = [copy for copy in self.books.here(place) if copy.state is State.FILLING and copy.background]
         if place.tier is Tier.DEVICE and self.books.needs[newcomer].domain in self.building(place):
             return []  # a worker builds one model at a time: room made now would only stand empty
-        ready = self.candidates(place, newcomer, now_s)
-        actions = self.drop_until_fits(place, [*background, *ready], newcomer, now_s)
-        return actions or []
+
+        def droppable() -> list[Copy]:
+            background = [copy for copy in self.books.filling(place) if copy.background]
+            return [*background, *self.candidates(place, newcomer, now_s)]
+
+        return self.drop_until_fits(place, droppable, newcomer, now_s) or []
 
     def building(self, *places: Place) -> set[str]:
         """Whose workers build a model that somebody waits for, on these devices or on any: domains."""
         return {
             self.books.needs[copy.ref].domain
             for place in places or self.books.devices
-            for copy in self.books.here(place)
-            if copy.state is State.FILLING and not copy.background
+            for copy in self.books.filling(place)
+            if not copy.background
         }
 
     def make_for_preload(self, place: Place, newcomer: ModelRef, now_s: float) -> list[Action] | None:
@@ -72,13 +74,28 @@ class Room:
 
         []: enough is on its way.
         """
-        worth = self.worth(newcomer, place, now_s)
-        colder = [
-            copy
-            for copy in self.candidates(place, newcomer, now_s)
-            if self.value(copy, now_s) * PRELOAD_MARGIN < worth and not self._is_spared(copy, now_s)
-        ]
+
+        def colder() -> list[Copy]:
+            worth = self.worth(newcomer, place, now_s)
+            return [
+                copy
+                for copy in self.candidates(place, newcomer, now_s)
+                if self.value(copy, now_s) * PRELOAD_MARGIN < worth and not self._is_spared(copy, now_s)
+            ]
+
         return self.drop_until_fits(place, colder, newcomer, now_s)
+
+    def make_for_spill(self, newcomer: ModelRef, load_s: float, now_s: float) -> list[Action] | None:
+        """Have disk copies dropped that are worth less than the newcomer's, whose load took ``load_s``. None: not enough.
+
+        []: enough is on its way.
+        """
+
+        def cheaper() -> list[Copy]:
+            worth = value(self.demand.prospect(newcomer, now_s), load_s, self.books.needs[newcomer].disk_bytes)
+            return [copy for copy in self.candidates(DISK, newcomer, now_s) if self.value(copy, now_s) < worth]
+
+        return self.drop_until_fits(DISK, cheaper, newcomer, now_s)
 
     def worth(self, newcomer: ModelRef, place: Place, now_s: float) -> float:
         """The value of a copy that is not there yet. What its load takes is not known: as much a byte as the others' here."""
@@ -97,11 +114,14 @@ class Room:
         return any(self.rules.stays_until_s(one) > now_s or (one.place != RAM and one.holds > 0) for one in going)
 
     def drop_until_fits(
-        self, place: Place, candidates: Collection[Copy], newcomer: ModelRef | None, now_s: float
+        self, place: Place, droppable: Callable[[], Collection[Copy]], newcomer: ModelRef | None, now_s: float
     ) -> list[Action] | None:
-        """Drain some of ``candidates``, least valuable first. None: not even all would do.
+        """Drain some of the ``droppable``, least valuable first. None: not even all would do.
 
         []: enough is on its way, or one that is to go has not stayed long enough yet (``wake_s``).
+
+        droppable  called only if something has to go: to put hundreds of copies in order takes a millisecond, and this is
+                   asked again for everybody who waits whenever anything happens
         """
         staying = [copy for copy in self.books.here(place) if copy.state is not State.DRAINING]
         excess_bytes = sum(copy.size_bytes for copy in staying) - self.books.budgets[place]
@@ -112,9 +132,10 @@ class Room:
             excess_bytes += need.size(place, filling=True) if self.books.at(newcomer, place) is None else 0
         if excess_bytes + max([headroom_bytes, *(copy.headroom_bytes for copy in staying)]) <= 0:
             return []
+        candidates = tuple(droppable())
         dropped = {id(copy) for copy in candidates}
         others = [copy.headroom_bytes for copy in staying if id(copy) not in dropped]
-        chosen = victims(tuple(candidates), excess_bytes, max([headroom_bytes, *others]))
+        chosen = victims(candidates, excess_bytes, max([headroom_bytes, *others]))
         if chosen is None:
             return None
         young = [self.rules.stays_until_s(copy) for copy in chosen if copy.state is State.READY and newcomer is not None]
@@ -135,8 +156,9 @@ class Room:
     def candidates(self, place: Place, newcomer: ModelRef | None, now_s: float) -> list[Copy]:
         """The READY copies that may be dropped, least valuable first. Without a newcomer only pins spare a copy."""
         found: list[Copy] = []
+        own = self.books.at(newcomer, place) if newcomer is not None else None
         for copy in self.books.here(place):
-            if copy.state is not State.READY or copy.ref == newcomer or copy.ref.name in self.pins:
+            if copy.state is not State.READY or copy is own or copy.ref.name in self.pins:
                 continue
             if place == RAM and (copy.ref in self._waiting or self.books.is_read(copy)):
                 continue  # draining it would not end by itself, or take it from who waits for it

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loadtest.report.recorded import read
 from loadtest.simulation import compare
-from loadtest.simulation.arrivals import Arrivals, of_run, of_trace, ordered
+from loadtest.simulation.arrivals import Arrivals, earlier, of_run, of_trace, ordered
 from loadtest.simulation.catalogue import GB, BadCatalogue, Model, Span, drawn, measured, sizes_of
 from loadtest.simulation.command import main
 from loadtest.simulation.eviction_bench import replay
@@ -62,6 +62,15 @@ def test_a_model_that_is_dropped_from_the_device_comes_back_from_ram() -> None:
     assert waits_s(record)[3] == pytest.approx(0.5)
 
 
+def test_a_model_that_is_dropped_from_ram_comes_back_from_disk_and_is_not_fetched_twice() -> None:
+    pool = replace(POOL, device_bytes=1 * GB, ram_bytes=2 * GB, disk_bytes=3 * GB, disk_bytes_per_s=4e9)
+    record = run(asked((0, 0), (20, 1), (40, 2), (60, 0)), "lru", pool)
+    assert starts(record) == ["pod", "s3", "s3", "disk"]
+    assert waits_s(record)[3] == pytest.approx(0.25 + 0.5)
+    assert figures("lru", record).fetched_bytes == 3 * GB
+    assert starts(run(asked((0, 0), (20, 1), (40, 2), (60, 0)), "lru", replace(pool, disk_bytes=0)))[3] == "s3"
+
+
 def test_pods_go_after_the_window_and_what_they_cost_is_counted() -> None:
     record = run(asked((0, 0), (200, 0)), "none")
     assert starts(record) == ["pod", "pod"]
@@ -81,6 +90,21 @@ def test_a_hot_set_brings_back_what_was_asked_before_anybody_asks_again() -> Non
     found = figures("hearth", with_hot_set)
     assert found.precision == 1.0
     assert found.recall == pytest.approx(1 / 4)
+
+
+def test_a_hot_set_stops_where_nothing_colder_would_make_room_for_more() -> None:
+    pool = replace(POOL, device_bytes=2 * GB, ram_bytes=2 * GB, weight=0.0)
+    models = of_size(1, 1, *[1] * 30)
+    lines = asked(*((1.0 * turn, turn % 32) for turn in range(320)), (1000, 0), (1020, 1), models=32)
+    record = run(lines, pool=pool, models=models)
+    assert len(record.lives[-1].tallies[0].preloaded) <= 2
+    assert record.lives[-1].tallies[0].fetches <= 4
+
+
+def test_what_a_load_took_is_what_the_next_pod_is_told() -> None:
+    fleet = Fleet(POOL, of_size(1, 2), POLICIES["hearth"], asked((0, 0), (20, 1), models=2))
+    fleet.replay()
+    assert {one.name: one.load_s for one in fleet._hot_set(100.0)} == pytest.approx({"m0": 1.5, "m1": 1.5})
 
 
 def test_pods_that_never_go_have_no_start_to_wait_for() -> None:
@@ -113,12 +137,13 @@ LINES = st.lists(st.tuples(st.floats(0.0, 2000.0), st.integers(0, 4)), min_size=
 
 
 @settings(max_examples=40, deadline=None)
-@given(LINES, st.sampled_from(sorted(POLICIES)), st.integers(1, 2))
+@given(LINES, st.sampled_from(sorted(POLICIES)), st.integers(1, 2), st.sampled_from([0, 3 * GB]))
 def test_every_request_is_served_once_and_no_pod_is_over_its_budget(
-    lines: list[tuple[float, int]], policy: str, pods: int
+    lines: list[tuple[float, int]], policy: str, pods: int, disk_bytes: int
 ) -> None:
     models = of_size(0.5, 1.0, 1.5, 2.0, 0.7)
-    fleet = Fleet(replace(POOL, pods=pods), models, POLICIES[policy], asked(*lines, models=5))
+    pool = replace(POOL, pods=pods, disk_bytes=disk_bytes)
+    fleet = Fleet(pool, models, POLICIES[policy], asked(*lines, models=5))
     seen = fleet.clock.at
 
     def watched(moment_s: float, act: object) -> None:
@@ -132,7 +157,7 @@ def test_every_request_is_served_once_and_no_pod_is_over_its_budget(
     assert sorted(record.due_s) == pytest.approx(sorted(due_s for due_s, _ in lines))
     assert all(begin_s >= due_s for due_s, begin_s in zip(record.due_s, record.begin_s, strict=True))
     assert len(record.lives) >= 1
-    again = Fleet(replace(POOL, pods=pods), models, POLICIES[policy], asked(*lines, models=5)).replay()
+    again = Fleet(pool, models, POLICIES[policy], asked(*lines, models=5)).replay()
     assert again == record
 
 
@@ -210,6 +235,26 @@ def test_a_simulated_run_can_be_replayed_and_compared_with_itself(tmp_path: Path
     assert read(tmp_path / "one").requests.told
 
 
+def test_a_replay_begins_with_what_earlier_runs_asked_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, begins_s, lines in (("one", 1000.0, ((5.0, 0), (6.0, 1))), ("two", 1200.0, ((0.0, 1), (30.0, 0)))):
+        compare.write(tmp_path / name, run(asked(*lines, models=2), models=of_size(1, 1)), of_size(1, 1))
+        said = json.loads((tmp_path / name / "run.json").read_text())
+        (tmp_path / name / "run.json").write_text(json.dumps({**said, "started_unix_s": begins_s}))
+    found = earlier([tmp_path / "one"], tmp_path / "two")
+    assert [(one.at_s, one.model) for one in found] == [(-195.0, "m0"), (-194.0, "m1")]
+    again, names = of_run(tmp_path / "two", beside={"m7"})
+    assert (names, again.model.tolist(), again.models) == (("m0", "m1", "m7"), [1, 0], 3)
+    (tmp_path / "m.json").write_text(json.dumps({"*": {"size_bytes": GB, "load_s": 1.5}}))
+    command = ["--run", str(tmp_path / "two"), "--measured", str(tmp_path / "m.json"), "--policy", "hearth"]
+    assert main(command) == 0
+    assert "100.00%" in capsys.readouterr().out
+    assert main([*command, "--after", str(tmp_path / "one")]) == 0
+    assert "50.00%" in capsys.readouterr().out
+    (tmp_path / "one" / "run.json").write_text(json.dumps({"format": 1}))
+    assert main([*command, "--after", str(tmp_path / "one")]) == 2
+    assert "nobody recorded when it began" in capsys.readouterr().err
+
+
 def test_the_command_prints_a_table_answers_a_sweep_and_writes_a_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,6 +278,8 @@ def test_the_command_prints_a_table_answers_a_sweep_and_writes_a_page(
     assert "hearth" in capsys.readouterr().out
     assert main([*common, "--network", "0"]) == 2
     assert "a network of no bytes a second" in capsys.readouterr().err
+    assert main([*common, "--disk-bytes", "1e9", "--disk", "0"]) == 2
+    assert "a disk of no bytes a second" in capsys.readouterr().err
     assert main([*common, "--sweep", "pods=1,2", "--policy", "hearth,pod-per-model", "--objective", "0.9"]) == 0
     assert "is enough to keep the cold rate" in capsys.readouterr().out
     assert {"simulation.html", "simulation.json", "cost.png", "sweep.png", "run.json"} <= {

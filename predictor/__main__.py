@@ -305,7 +305,9 @@ async def _serve(settings: Settings, booted: Booted) -> int:
         task.cancel()
     pod.cache.drain()
     # At once: what runs was noted when it began, and the grace period may be shorter than the drain.
-    await asyncio.gather(inference.drain(settings.drain_timeout_s), _leave(parts.keeping, keeping))
+    leaving = asyncio.create_task(_leave(parts.keeping, keeping), name="last word")
+    await inference.drain(settings.drain_timeout_s)
+    await leaving
     await admin.drain(1.0)
     await asyncio.gather(*(domains.stop(HUNG_S) for domains in parts.domains))
     output.close()

@@ -38,6 +38,15 @@ RENEWAL: Final = "gaps of a gamma distribution with the slot's own rate and coef
 EXACT: Final = "arrivals as recorded; models drawn by Zipf's law"
 LEAST_CV: Final = 0.05
 
+MOST: Final = 1e8
+"""Arrivals of one function in one minute: a million a second. What is more was meant otherwise, and would fill the memory."""
+
+KNOWN: Final = (
+    "minute,fn,count | t_s,... | TIMESTAMP,... | workload,client,slot_10min,rate_rps,cv | "
+    "HashOwner,HashApp,HashFunction,Trigger,1,2,... | lines of JSON with a timestamp"
+)
+"""How those that are known begin, beside ServeGen's chunk-N-trace.csv, which has no headings."""
+
 
 class BadTrace(ValueError):
     """A file is no trace that is known here, or has a line that is none; the message says which."""
@@ -170,15 +179,23 @@ def _recognised(path: Path, file: TextIO) -> Trace:
         case _ if path.name.removesuffix(".gz").endswith("-trace.csv"):
             made = _servegen([_servegen_chunk([first, *file])])
         case _:
-            raise BadTrace(f"{path} begins with {first[:80]!r}: no trace that is known here")
+            raise BadTrace(f"{path} begins with {first[:80]!r}: no trace that is known here; those begin with {KNOWN}")
     return made
+
+
+def _amount(text: str) -> float:
+    """A count. Raises ValueError."""
+    amount = float(text)
+    if not 0 <= amount <= MOST:  # NaN is neither
+        raise ValueError(f"{text} arrivals, and a count lies between 0 and {MOST:g}")
+    return amount
 
 
 def _azure_functions(rows: Iterable[list[str]]) -> Trace:
     """One row a function, one column a minute of the day."""
     functions = []
     for row in rows:
-        counts = [(minute, float(count or 0)) for minute, count in enumerate(row[len(AZURE_LEAD) :])]
+        counts = [(minute, _amount(count or "0")) for minute, count in enumerate(row[len(AZURE_LEAD) :])]
         slots = tuple(Slot(MINUTE_S * minute, count) for minute, count in counts if count)
         if slots:
             functions.append(slots)
@@ -188,7 +205,7 @@ def _azure_functions(rows: Iterable[list[str]]) -> Trace:
 def _counts(rows: Iterable[dict[str, str]]) -> Trace:
     functions: dict[str, list[Slot]] = defaultdict(list)
     for row in rows:
-        functions[row["fn"]].append(Slot(MINUTE_S * int(row["minute"]), float(row["count"])))
+        functions[row["fn"]].append(Slot(MINUTE_S * int(row["minute"]), _amount(row["count"])))
     return Trace("counts by minute", UNIFORM, MINUTE_S, tuple(tuple(slots) for slots in functions.values()))
 
 
@@ -202,6 +219,8 @@ def _arrivals(name: str, moments_s: Iterable[float]) -> Trace:
     ordered = sorted(moments_s)
     if not ordered:
         raise BadTrace("the trace has no arrival")
+    if not all(map(math.isfinite, ordered)):
+        raise ValueError("an arrival at no moment (nan, or inf)")
     return Trace(name, EXACT, arrivals_s=tuple(moment_s - ordered[0] for moment_s in ordered))
 
 

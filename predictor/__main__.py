@@ -304,8 +304,10 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     for task in (preloading, adopting, watching, waking, keeping):
         task.cancel()
     pod.cache.drain()
+    # At once: what runs was noted when it began, and the grace period may be shorter than the drain.
+    leaving = asyncio.create_task(_leave(parts.keeping, keeping), name="last word")
     await inference.drain(settings.drain_timeout_s)
-    await parts.keeping.end()
+    await leaving
     await admin.drain(1.0)
     await asyncio.gather(*(domains.stop(HUNG_S) for domains in parts.domains))
     output.close()
@@ -318,6 +320,12 @@ async def _serve(settings: Settings, booted: Booted) -> int:
         await parts.disk.close()
     parts.ram.close()
     return 0
+
+
+async def _leave(keeping: Keeping, writing: asyncio.Task[None]) -> None:
+    """Write demand for the last time; what was being written must not land after it."""
+    await asyncio.wait({writing})
+    await keeping.end()
 
 
 async def _adopt(parts: Parts) -> None:

@@ -139,8 +139,8 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 
 def _span(text: str) -> float:
     number, unit = text[:-1], text[-1:]
-    if unit not in SECONDS or not number.isdecimal() or int(number) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no span such as 45s, 30m, 8h or 2d")
+    if unit not in SECONDS or not number.isdecimal() or not 0 < int(number) * SECONDS[unit] <= 365 * SECONDS["d"]:
+        raise argparse.ArgumentTypeError(f"{text!r} is no span such as 45s, 30m, 8h or 2d, of at most 365d")
     return float(int(number) * SECONDS[unit])
 
 

@@ -23,7 +23,14 @@ MAX_MODELS: Final = 4_000
 """Of one hot set, and of the demand that one pod tells: the most valuable, or most asked. 4,000 lines with names of 60
 characters are 500 KB; an object of Kubernetes may have 1 MiB."""
 
-_Rate = Annotated[float, msgspec.Meta(ge=0)]
+_Rate = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+"""Per second, and seconds of a load. One document is added to others: a number beyond all sense would be the only one that
+counts, and at the ends of what a number can be (1e308, or an integer of 400 digits) nobody's could be reckoned any more."""
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
+"""Versions, bytes, and seconds ago."""
+
+_Moment = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 
 
 class Warmth(msgspec.Struct, frozen=True, array_like=True):
@@ -36,12 +43,12 @@ class Warmth(msgspec.Struct, frozen=True, array_like=True):
     """
 
     name: str
-    version: int
+    version: _Count
     fast: _Rate
     slow: _Rate
     load_s: _Rate = 0.0
-    size_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
-    visits: tuple[int, ...] = ()
+    size_bytes: _Count = 0
+    visits: tuple[_Count, ...] = ()
 
 
 class Heat(msgspec.Struct, frozen=True):
@@ -53,7 +60,7 @@ class Heat(msgspec.Struct, frozen=True):
     """
 
     pod: str
-    at_s: float
+    at_s: _Moment
     models: tuple[Warmth, ...] = ()
     final: bool = False
     absorbed: tuple[str, ...] = ()
@@ -68,7 +75,7 @@ class HotSet(msgspec.Struct, frozen=True):
     """
 
     pool: str
-    at_s: float
+    at_s: _Moment
     models: tuple[Warmth, ...] = ()
     format: int = FORMAT
 
@@ -83,7 +90,10 @@ def encode(document: Heat | HotSet) -> bytes:
 
 def decode(raw: bytes, kind: type[Document]) -> Document:
     """Raises ValueError: it is no such document, or of a newer format."""
-    found = msgspec.json.decode(raw, type=kind)
+    try:
+        found = msgspec.json.decode(raw, type=kind)
+    except RecursionError:  # of fields that are skipped, too
+        raise ValueError("it is nested too deeply") from None
     if found.format > FORMAT:
         raise ValueError(f"it has format {found.format}, and this release reads {FORMAT} at most")
     return found

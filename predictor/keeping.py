@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
@@ -37,6 +38,9 @@ WRITE_S: Final = 30.0
 WRITE_TIMEOUT_S: Final = 10.0
 END_TIMEOUT_S: Final = 3.0
 READ_TIMEOUT_S: Final = 30.0
+
+READ_AGAIN_S: Final = (5.0, 30.0)
+"""After a start at which the store was throttled, or away: a pod reads once, and would do without for as long as it lives."""
 
 RENEW_S: Final = 240.0
 """A pod that nobody asks any more writes its object again after so long, so that nobody takes it for one that ended."""
@@ -100,13 +104,19 @@ class Keeping:
             return Found(self._published(mounted), "mounted")
         if self.store is None:
             return Found()
-        try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
-                models = await self._kept(self.store)
-        except (HearthError, TimeoutError) as error:
-            self._complain("read", error)
-            return Found()
-        return Found(models, "state prefix" if models else "")
+        for pause_s in (*READ_AGAIN_S, math.inf):
+            try:
+                async with asyncio.timeout(READ_TIMEOUT_S):
+                    models = await self._kept(self.store)
+            except (HearthError, TimeoutError) as error:
+                self._complain("read", error)
+                if pause_s == math.inf or (isinstance(error, HearthError) and not error.retryable):
+                    break
+                await asyncio.sleep(pause_s)
+            else:
+                self.trouble = ""
+                return Found(models, "state prefix" if models else "")
+        return Found()
 
     def _mounted(self) -> HotSet | None:
         assert self.folder is not None

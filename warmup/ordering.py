@@ -9,7 +9,7 @@ import asyncio
 import functools
 import logging
 import math
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -122,7 +122,7 @@ class Ordering:
             of.rhythms_of, of.rhythms = models, await asyncio.to_thread(rhythms, models, at_s, now_s)
         calendars = self._calendars(pool)
         await self._tell_wrong(of, calendars)
-        dates = _dates(calendars, models, now_s)
+        dates = await asyncio.to_thread(_dates, calendars, models, now_s)
         due = placement.near([*of.rhythms, *dates], warmth, now_s) if pods else []
         before, of.near = of.near, frozenset((one.name, one.version, one.until_s) for one in due)
         is_time = loop_s - of.compared_s >= COMPARE_EACH_S
@@ -216,8 +216,9 @@ def rhythms(models: Iterable[Warmth], at_s: float, now_s: float) -> tuple[Appoin
     return tuple(found)
 
 
-def _dates(calendars: Mapping[str, tuple[str, str]], models: Iterable[Warmth], now_s: float) -> Iterator[Appointment]:
-    """Of models' calendars, those for which it is time to begin."""
+def _dates(calendars: Mapping[str, tuple[str, str]], models: Iterable[Warmth], now_s: float) -> list[Appointment]:
+    """Of models' calendars, those for which it is time to begin. 0.1 s for 1,000 of them, with two entries each."""
+    found = []
     loads_s: dict[str, float] = {}
     for one in models:
         if one.name in calendars:
@@ -226,7 +227,8 @@ def _dates(calendars: Mapping[str, tuple[str, str]], models: Iterable[Warmth], n
         # Of an entry's windows the latest is told, which must not be one that is still far ahead.
         for window in calendar.open_at(_read(*told), now_s, ahead_s=loads_s.get(name, 0.0) + MARGIN_S):
             why = f"{calendar.WARM_AT}: {window.entry.text}"
-            yield Appointment(name, 0, window.begins_s, window.until_s, "calendar", why)
+            found.append(Appointment(name, 0, window.begins_s, window.until_s, "calendar", why))
+    return found
 
 
 def view(name: str, report: PodReport, residency: Residency, asked: frozenset[Key], ordered: Mapping[Key, float]) -> PodView:

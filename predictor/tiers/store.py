@@ -245,6 +245,7 @@ class Stores:
             except asyncio.CancelledError:
                 halt.stop()
                 await asyncio.wait([asked])  # its thread is taken until then
+                asked.exception()  # it was stopped, which is nobody's error: unasked for, asyncio would log it as one
                 raise
             except Stopped:
                 if self._closed:

@@ -116,6 +116,11 @@ def test_the_joined_servegen_slice_is_read_too(tmp_path: Path) -> None:
     ("content", "told"),
     [
         ("a,b\n1,2\n", "no trace that is known"),
+        ("a,b\n1,2\n", "minute,fn,count"),
+        ("minute,fn,count\n0,f,-5\n", "-5 arrivals, and a count lies between 0 and"),
+        ("minute,fn,count\n0,f,99999999999\n", "a count lies between 0 and"),
+        ("minute,fn,count\n0,f,nan\n", "a count lies between 0 and"),
+        ("t_s\n1\nnan\n", "at no moment"),
         ("minute,fn,count\nx,f,1\n", "none of its kind"),
         ('{"timestamp": "soon"}\n', "none of its kind"),
         ("t_s,input_tokens,output_tokens\n", "no arrival"),

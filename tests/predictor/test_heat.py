@@ -27,6 +27,12 @@ def test_a_hot_set_keeps_its_order() -> None:
         b'{"pool": "a"}',
         b'{"pool": "a", "at_s": 1, "models": [["a", 1, -1, 0]]}',
         b'{"pool": "a", "at_s": 1, "models": [["a"]]}',
+        b'{"pool": "a", "at_s": 1, "models": [["a", 1, 1e308, 1e308]]}',
+        b'{"pool": "a", "at_s": -1e308}',
+        b'{"pool": "a", "at_s": 1, "models": [["a", 1, 1, 1, 1, 1%s]]}' % (b"0" * 400),
+        b'{"pool": "a", "at_s": 1, "models": [["a", 1, 1, 1, 1, 1, [1%s]]]}' % (b"0" * 400),
+        b'{"pool": "a", "at_s": 1, "models": [["a", 1, 1, 1, 1, 1, [-1000000]]]}',
+        b'{"pool": "a", "at_s": 1, "new": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     ],
 )
 def test_a_corrupt_document_is_refused(raw: bytes) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from predictor import heat
-from predictor.errors import StoreUnavailable
+from predictor.errors import StoreRefused, StoreUnavailable
 from predictor.heat import Heat, HotSet, Warmth
-from predictor.keeping import END_TIMEOUT_S, ENDED_S, MAX_BYTES, MAX_DOCUMENTS, OLD_S, RENEW_S, WRITE_S, Keeping
+from predictor.keeping import END_TIMEOUT_S, ENDED_S, MAX_BYTES, MAX_DOCUMENTS, OLD_S, READ_AGAIN_S, RENEW_S, WRITE_S, Keeping
 from predictor.model import ModelRef
 from predictor.policy.demand import Demand
 from predictor.remembered import Remembered
@@ -236,10 +236,11 @@ async def test_old_objects_are_deleted_unread_and_only_the_newest_are_read() -> 
 
 async def test_a_store_that_is_away_is_told_once_until_it_is_back(caplog: pytest.LogCaptureFixture) -> None:
     kept = store()
-    kept.fails = [StoreUnavailable("the store is away")] * 4
+    kept.fails = [StoreUnavailable("the store is away")] * 6
     rig = Rig(kept)
     with caplog.at_level(logging.INFO):
         assert await rig.keeping.read() == ((), "")
+        assert asyncio.get_running_loop().time() == pytest.approx(sum(READ_AGAIN_S))
         assert "the store is away" in rig.keeping.trouble
         rig.note()
         running = asyncio.create_task(rig.keeping.run())
@@ -249,6 +250,25 @@ async def test_a_store_that_is_away_is_told_once_until_it_is_back(caplog: pytest
     assert rig.keeping.trouble == ""
     told = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(told) == 2, "one of reading, one of writing"
+
+
+async def test_a_start_at_which_the_store_is_throttled_finds_the_hot_set_a_moment_later() -> None:
+    kept = store()
+    leave(kept, "final", Warmth("a", 1, 1.0, 1.0))
+    kept.fails = [StoreUnavailable("503 SlowDown")]
+    rig = Rig(kept)
+    models, source = await rig.keeping.read()
+    assert ([one.name for one in models], source, rig.keeping.trouble) == (["a"], "state prefix", "")
+    assert asyncio.get_running_loop().time() == pytest.approx(READ_AGAIN_S[0])
+
+
+async def test_a_store_that_refuses_is_not_asked_again() -> None:
+    kept = store()
+    kept.fails = [StoreRefused("403 AccessDenied")]
+    rig = Rig(kept)
+    assert await rig.keeping.read() == ((), "")
+    assert asyncio.get_running_loop().time() == 0
+    assert "403" in rig.keeping.trouble
 
 
 async def test_a_store_that_hangs_does_not_keep_a_pod_from_ending() -> None:

@@ -12,9 +12,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from loadtest.isolation.evil import EVILS, POKE, evil_files
+from predictor import heat
 from tests.fakes.s3 import FakeS3
 from tests.fakes.zoo import Mlp, affine_onnx, affine_pytorch, mlp_pytorch
 from tests.predictor.test_pod import BUCKET, Server, _until, publish
@@ -89,6 +91,27 @@ def test_a_model_that_hangs_does_not_outlast_the_grace_period(s3: FakeS3, name: 
             hanging.result(5)
     server.stop()
     _until(lambda: not any(map(alive, members)))
+
+
+def test_what_was_asked_is_written_when_the_pod_is_asked_to_end_and_not_when_it_has_drained(s3: FakeS3) -> None:
+    server = Server(s3, state=f"s3://{BUCKET}/state", pool="red", pod="pod-1", drain_timeout_s="60")
+    written = "state/red/heat/pod-1.json"
+    try:
+        assert (server.infer("quick").status_code, server.infer("sleep").status_code) == (200, 200)
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            hanging = threads.submit(server.infer, "sleep", [[POKE] * 4])
+            _until(lambda: server.residency()["in_flight"] == 1)
+            server.process.terminate()
+            _until(lambda: written in (s3.objects(BUCKET) or {}))
+            assert server.process.poll() is None, "it drains yet, and a grace period may be over before that"
+            server.process.kill()
+            with pytest.raises(httpx.TransportError):
+                hanging.result()
+        told = heat.decode((s3.objects(BUCKET) or {})[written].data, heat.Heat)
+        assert (told.final, {one.name for one in told.models}) == (True, {"quick", "sleep"})
+    finally:
+        server.process.kill()
+        server.process.communicate(timeout=20)
 
 
 def test_a_front_that_is_killed_takes_its_workers_and_what_they_forked_with_it(s3: FakeS3) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import mmap
 import os
 import socket
@@ -352,7 +353,9 @@ async def test_listings_do_not_queue_behind_parts(s3: FakeS3) -> None:
             assert bytes(view) == DATA
 
 
-async def test_a_cancelled_listing_lets_go_of_its_thread(s3: FakeS3) -> None:
+async def test_a_cancelled_listing_lets_go_of_its_thread_and_leaves_no_error_behind(s3: FakeS3) -> None:
+    told: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
     s3.fault(Fault(None, "list", delay_s=20))
     async with opened(s3.environment(), fetch_timeout_s=30.0) as store:
         with pytest.raises(TimeoutError):
@@ -360,3 +363,5 @@ async def test_a_cancelled_listing_lets_go_of_its_thread(s3: FakeS3) -> None:
                 await asyncio.gather(*(store.listing("models/") for _ in range(20)))
         s3.heal()
         assert len((await store.listing("models/")).objects) == 1
+    gc.collect()
+    assert not told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -14,7 +15,7 @@ from predictor.keeping import Found
 from predictor.model import FileSpec, ModelFormat, ModelRef, ModelSpec
 from predictor.policy.residency import RAM, Place
 from predictor.report import MAX_ORDERS, Order, Orders
-from predictor.wakeup import ENOUGH, GRACE_S, LOOK_UPS, WakeUp
+from predictor.wakeup import ENOUGH, GRACE_S, LOOK_UPS, TOLD, WakeUp
 from tests.predictor.test_cache import HOUR_S, PAGE, Rig
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.looptime]
@@ -198,6 +199,18 @@ async def test_a_model_that_is_gone_or_cannot_be_loaded_is_passed_over() -> None
     assert waking.here() == {"a", "d"}
     report = waking.wakeup.report()
     assert (report.loaded, report.failed) == (2, 3)
+
+
+async def test_of_a_hot_set_that_is_all_gone_a_few_models_are_told_and_no_name_breaks_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    waking = Waking(Rig(), hot("two\nlines", "long" * 1000, *map(str, range(100))))
+    with caplog.at_level(logging.INFO):
+        await waking.until_done()
+    told = [record.message for record in caplog.records if "not loaded ahead" in record.message]
+    assert len(told) == TOLD
+    assert all("\n" not in line.partition(":")[0] and len(line) < 1000 for line in told)
+    assert waking.wakeup.report().failed == 102
 
 
 async def test_a_look_up_that_hangs_holds_up_the_others_for_a_while_only() -> None:

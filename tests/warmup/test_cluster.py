@@ -304,7 +304,7 @@ async def test_looking_wakes_nothing(desk: Desk) -> None:
     }
 
 
-@pytest.mark.parametrize("span", ["", "30", "0m", "m", "-5m", "1.5h", "3w"])
+@pytest.mark.parametrize("span", ["", "30", "0m", "m", "-5m", "1.5h", "3w", "366d", "9" * 20 + "d"])
 def test_a_span_that_is_none_is_refused(span: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["warm", "gpu", f"--for={span}"])

@@ -1,7 +1,8 @@
 """How long a model is left alone between two requests, and what that says about the next one. Pure.
 
-Lengths of gaps are counted by their power of two, from 31 ms up: 23 bytes a model. Small models come back from RAM in less
-than that: so gaps of moments count, too.
+Lengths of gaps are counted by their power of two, from 31 ms up. Small models come back from RAM in less than that: so gaps of
+moments count, too. A gap depends on the one before it: in the middle of a burst another request is near, after a timer's it is not.
+So gaps after a request that began a visit are counted apart from those after one that went on with it: two rows, 46 bytes a model.
 
 Source: the index of J. C. Gittins, "Bandit Processes and Dynamic Allocation Indices" (J. R. Statist. Soc. B 41, 1979): of all
 spans for which a copy could be kept on, the best ratio of the chance that it is asked for within the span to the seconds it
@@ -23,7 +24,10 @@ BINS: Final = 23
 """The last one has all gaps of 18 hours and longer."""
 
 FULL: Final = 255
-"""A bin that counted so many halves all of them: recent gaps weigh more, and a bin is one byte."""
+"""A bin that counted so many halves all of them, in both rows: recent gaps weigh more, and a bin is one byte."""
+
+APART_S: Final = 60.0
+"""Requests with less between them are one visit. To value copies, 30 to 90 s are as good (decision 18)."""
 
 
 def bin_of(gap_s: float) -> int:
@@ -31,19 +35,26 @@ def bin_of(gap_s: float) -> int:
     return min(int(gap_s / LEAST_S).bit_length(), BINS - 1)
 
 
-def count(gaps: bytearray, gap_s: float) -> None:
-    """Count one gap."""
-    place = bin_of(gap_s)
+def count(gaps: bytearray, gap_s: float, *, begun: bool) -> None:
+    """Count one gap. ``begun``: the request before it began a visit."""
+    place = bin_of(gap_s) + BINS * begun
     if gaps[place] == FULL:
         gaps[:] = bytes(number >> 1 for number in gaps)
     gaps[place] += 1
 
 
-def prospect(gaps: Sequence[int], idle_s: float) -> float:
+def prospect(gaps: Sequence[int], idle_s: float, *, begun: bool) -> float:
     """Requests per second that one can count on by keeping a copy on, now that nobody asked for ``idle_s``.
 
-    0.0: no gap was counted that lasted longer. Never above 1 / ``LEAST_S``.
+    By the gaps after requests such as the latest one, which began a visit or did not; where none of them lasted longer, by
+    the others. 0.0: no gap was counted that lasted longer. Never above 1 / ``LEAST_S``.
     """
+    alike, others = (gaps[BINS:], gaps[:BINS]) if begun else (gaps[:BINS], gaps[BINS:])
+    return _index(alike, idle_s) or _index(others, idle_s)
+
+
+def _index(gaps: Sequence[int], idle_s: float) -> float:
+    """Gittins', of one row."""
     first = bin_of(idle_s)
     ends_s = (1 << first) * LEAST_S
     begins_s = ends_s / 2 if first else 0.0

@@ -1,8 +1,8 @@
 """How long a model is left alone between two requests, and what that says about the next one. Pure.
 
 Lengths of gaps are counted by their power of two, from 31 ms up. Small models come back from RAM in less than that: so gaps of
-moments count, too. A gap depends on the one before it: in the middle of a burst another request is near, after a timer's it is not.
-So gaps after a request that began a visit are counted apart from those after one that went on with it: two rows, 46 bytes a model.
+moments count, too. A gap depends on the one before it: in a burst the next request is near, after a lone one it is not. So gaps
+after a request that began a visit are counted apart from those after one that went on with it: two rows, 46 bytes a model.
 
 Source: the index of J. C. Gittins, "Bandit Processes and Dynamic Allocation Indices" (J. R. Statist. Soc. B 41, 1979): of all
 spans for which a copy could be kept on, the best ratio of the chance that it is asked for within the span to the seconds it

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from predictor.policy.demand import Demand
-from predictor.policy.gaps import BINS, FULL, LEAST_S, bin_of, count, prospect
+from predictor.policy.gaps import ALIKE, BINS, FULL, LEAST_S, bin_of, count, prospect
 
 GAPS = st.lists(st.floats(0.0, 1e6), min_size=1, max_size=60)
 
@@ -34,7 +34,7 @@ def test_a_prospect_is_between_nothing_and_one_in_the_least_span(
     assert 0.0 <= prospect(gaps, idle_s, begun=begun) <= 1.0 / LEAST_S
 
 
-@given(GAPS, st.integers(2, 4), st.floats(0.0, 1e5))
+@given(st.lists(st.floats(0.0, 1e6), min_size=1, max_size=FULL // (4 * ALIKE)), st.integers(2, 4), st.floats(0.0, 1e5))
 def test_seeing_the_same_again_changes_nothing(lengths_s: list[float], times: int, idle_s: float) -> None:
     once, often = counted(lengths_s), counted(lengths_s * times)
     assert prospect(often, idle_s, begun=False) == pytest.approx(prospect(once, idle_s, begun=False))
@@ -46,14 +46,10 @@ def test_who_was_never_idle_so_long_has_no_prospect_that_was_counted(lengths_s: 
     assert prospect(counted(lengths_s), longest_s, begun=begun) == 0.0
 
 
-@given(alike_s=GAPS, others_s=GAPS, begun=st.booleans(), idle_s=st.floats(0.0, 1e6))
-def test_gaps_after_the_other_kind_of_request_count_only_where_none_after_this_kind_lasted_longer(
-    alike_s: list[float], others_s: list[float], *, begun: bool, idle_s: float
-) -> None:
-    alike, others = counted(alike_s, begun=begun), counted(others_s, begun=not begun)
-    both = counted(others_s, begun=not begun, into=counted(alike_s, begun=begun))
-    expected = prospect(alike, idle_s, begun=begun) or prospect(others, idle_s, begun=begun)
-    assert prospect(both, idle_s, begun=begun) == expected
+def test_gaps_after_the_same_kind_of_request_weigh_more_and_the_others_count_where_there_is_none() -> None:
+    gaps = counted([10.0] * 10, into=counted([3600.0] * 10, begun=True))
+    assert prospect(gaps, 1.0, begun=False) > 4 * prospect(gaps, 1.0, begun=True)
+    assert prospect(gaps, 20.0, begun=False) == prospect(gaps, 20.0, begun=True) > 0.0
 
 
 def test_a_timer_is_worth_more_the_nearer_it_is() -> None:
@@ -68,17 +64,16 @@ def test_a_burst_is_worth_much_while_it_goes_on_and_little_once_it_is_over() -> 
     assert after < 1 / 1000
 
 
-def test_after_the_first_request_of_a_visit_others_are_due_and_after_the_second_none() -> None:
+def test_after_the_first_request_of_a_pair_the_second_is_due_and_after_the_second_nothing_is() -> None:
     demand = Demand()
     for hour in range(8):
         demand.note("pairs", hour * 3600.0)
         demand.note("pairs", hour * 3600.0 + 10.0)
     begun_s = 8 * 3600.0
     demand.note("pairs", begun_s)
-    begun = demand.prospect("pairs", begun_s + 5.0)
+    after_first = demand.prospect("pairs", begun_s + 5.0)
     demand.note("pairs", begun_s + 10.0)
-    assert begun > 1 / 20
-    assert demand.prospect("pairs", begun_s + 15.0) < 1 / 1000
+    assert after_first > 3 * demand.prospect("pairs", begun_s + 15.0)
 
 
 @pytest.mark.parametrize("seconds", [10.0, 1.0])
@@ -91,10 +86,21 @@ def test_who_is_asked_ten_times_as_often_is_worth_more_also_where_both_are_asked
     assert demand.prospect("often", 30 * seconds) > 3 * demand.prospect("seldom", 30 * seconds)
 
 
-def test_full_counts_are_halved_all_of_them() -> None:
-    gaps = counted([10.0] * FULL + [100.0] * 10, into=counted([300.0] * 6, begun=True))
+@pytest.mark.parametrize("begun", [False, True])
+def test_full_counts_are_halved_all_of_them(*, begun: bool) -> None:
+    times = FULL // ALIKE
+    gaps = counted([10.0] * times + [100.0] * 10, begun=begun)
+    count(gaps, 10.0, begun=begun)
+    alike, other = (BINS, 0) if begun else (0, BINS)
+    assert (gaps[alike + bin_of(10.0)], gaps[alike + bin_of(100.0)]) == (times * ALIKE // 2 + ALIKE, 5 * ALIKE)
+    assert (gaps[other + bin_of(10.0)], gaps[other + bin_of(100.0)]) == (times // 2 + 1, 5)
+
+
+def test_a_count_in_the_other_row_that_is_full_halves_all_too() -> None:
+    gaps = counted([100.0] * 2)
+    gaps[BINS + bin_of(10.0)] = FULL
     count(gaps, 10.0, begun=False)
-    assert (gaps[bin_of(10.0)], gaps[bin_of(100.0)], gaps[BINS + bin_of(300.0)]) == (FULL // 2 + 1, 5, 3)
+    assert (gaps[BINS + bin_of(10.0)], gaps[bin_of(100.0)]) == (FULL // 2 + 1, ALIKE)
 
 
 def test_where_no_gap_lasted_longer_the_rate_counts_but_not_more_than_one_in_as_long_as_nobody_asked() -> None:

@@ -16,11 +16,12 @@ cannot tell that a burst is over.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from predictor.policy.gaps import APART_S, BINS, LEAST_S, count, prospect
+from predictor.policy.gaps import APART_S, LEAST_S, count, none, prospect
 
 HALF_LIVES_S: Final = (30 * 60.0, 24 * 3600.0)
 _DECAYS: Final = tuple(math.log(2) / half_life_s for half_life_s in HALF_LIVES_S)
@@ -51,7 +52,7 @@ class Rate:
     slow: float
     visits: list[float] = field(default_factory=list)
     latest_s: float = -math.inf
-    gaps: bytearray = field(default_factory=lambda: bytearray(2 * BINS))
+    gaps: array[int] = field(default_factory=none)
     begun: bool = True
 
     def at(self, now_s: float) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 Lengths of gaps are counted by their power of two, from 31 ms up. Small models come back from RAM in less than that: so gaps of
 moments count, too. A gap depends on the one before it: in a burst the next request is near, after a lone one it is not. So
-there are two rows, 46 bytes a model: in one, gaps after a request that began a visit weigh more, in the other those after the rest.
+there are two rows, 92 bytes a model: one where gaps after a request that began a visit weigh more, one for those after others.
 
 Source: the index of J. C. Gittins, "Bandit Processes and Dynamic Allocation Indices" (J. R. Statist. Soc. B 41, 1979): of all
 spans for which a copy could be kept on, the best ratio of the chance that it is asked for within the span to the seconds it
@@ -14,6 +14,7 @@ the hazard rate, the same ratio for the shortest of spans; counted in bins that 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Final
 
@@ -23,8 +24,8 @@ LEAST_S: Final = 1 / 32
 BINS: Final = 23
 """The last one has all gaps of 18 hours and longer."""
 
-FULL: Final = 255
-"""A bin that would count more halves all of them, in both rows: recent gaps weigh more, and a bin is one byte."""
+FULL: Final = 1023
+"""A bin that would count more halves all of them, in both rows: recent gaps weigh more, and two bytes are enough."""
 
 ALIKE: Final = 4
 """A gap counts so much in its own row and 1 in the other: rows that know nothing of each other have few gaps each. They are as
@@ -34,17 +35,22 @@ APART_S: Final = 60.0
 """Requests with less between them are one visit. To value copies, 30 to 90 s are as good (decision 18)."""
 
 
+def none() -> array[int]:
+    """Counts of a model whose gaps are to be counted."""
+    return array("H", bytes(2 * 2 * BINS))
+
+
 def bin_of(gap_s: float) -> int:
     """The place of its count."""
     return min(int(gap_s / LEAST_S).bit_length(), BINS - 1)
 
 
-def count(gaps: bytearray, gap_s: float, *, begun: bool) -> None:
+def count(gaps: array[int], gap_s: float, *, begun: bool) -> None:
     """Count one gap. ``begun``: the request before it began a visit."""
     place = bin_of(gap_s)
     alike, other = (place + BINS, place) if begun else (place, place + BINS)
     if gaps[alike] > FULL - ALIKE or gaps[other] == FULL:
-        gaps[:] = bytes(number >> 1 for number in gaps)
+        gaps[:] = array("H", [number >> 1 for number in gaps])
     gaps[alike] += ALIKE
     gaps[other] += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from random import Random
 
 import pytest
@@ -9,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from predictor.policy.demand import Demand
-from predictor.policy.gaps import ALIKE, BINS, FULL, LEAST_S, bin_of, count, prospect
+from predictor.policy.gaps import ALIKE, BINS, FULL, LEAST_S, bin_of, count, none, prospect
 
 GAPS = st.lists(st.floats(0.0, 1e6), min_size=1, max_size=60)
 
 
-def counted(lengths_s: list[float], *, begun: bool = False, into: bytearray | None = None) -> bytearray:
-    gaps = bytearray(2 * BINS) if into is None else into
+def counted(lengths_s: list[float], *, begun: bool = False, into: array[int] | None = None) -> array[int]:
+    gaps = none() if into is None else into
     for gap_s in lengths_s:
         count(gaps, gap_s, begun=begun)
     return gaps

@@ -16,11 +16,12 @@ cannot tell that a burst is over.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from predictor.policy.gaps import BINS, LEAST_S, count, prospect
+from predictor.policy.gaps import APART_S, LEAST_S, count, none, prospect
 
 HALF_LIVES_S: Final = (30 * 60.0, 24 * 3600.0)
 _DECAYS: Final = tuple(math.log(2) / half_life_s for half_life_s in HALF_LIVES_S)
@@ -28,9 +29,6 @@ _FAST, _SLOW = _DECAYS
 
 TICK_S: Final = 1.0
 """Rates and visits are counted by the second: inside one, the same requests in any order leave exactly the same numbers."""
-
-APART_S: Final = 60.0
-"""Requests with less between them are one visit."""
 
 VISITS: Final = 8
 """How many visits of a model are remembered."""
@@ -46,6 +44,7 @@ class Rate:
     visits    moments at which a visit began, in order; the latest ones
     latest_s  moment of the latest request; -inf: there was none since the rates were added
     gaps      between requests noted here, in the order they came, by length: see gaps.py. What others noted is not among them
+    begun     whether the latest of these requests began a visit: the first one, and each after a gap of ``APART_S``
     """
 
     at_s: float
@@ -53,7 +52,8 @@ class Rate:
     slow: float
     visits: list[float] = field(default_factory=list)
     latest_s: float = -math.inf
-    gaps: bytearray = field(default_factory=lambda: bytearray(BINS))
+    gaps: array[int] = field(default_factory=none)
+    begun: bool = True
 
     def at(self, now_s: float) -> tuple[float, float]:
         """Both as they are at ``now_s``, if nothing is noted until then."""
@@ -81,7 +81,8 @@ class Demand:
         gap_s = now_s - rate.latest_s
         if gap_s > 0:
             if rate.latest_s > -math.inf:
-                count(rate.gaps, gap_s)
+                count(rate.gaps, gap_s, begun=rate.begun)
+                rate.begun = gap_s >= APART_S
             if rate.latest_s < tick_s - APART_S + TICK_S:  # by the second as well: whichever request of this one came first
                 rate.visits.append(tick_s)
                 del rate.visits[:-VISITS]
@@ -111,7 +112,7 @@ class Demand:
         if rate is None:
             return 0.0
         idle_s = max(0.0, now_s - max(rate.at_s, rate.latest_s))
-        return prospect(rate.gaps, idle_s) or min(sum(rate.at(now_s)) / 2, 1.0 / max(idle_s, LEAST_S))
+        return prospect(rate.gaps, idle_s, begun=rate.begun) or min(sum(rate.at(now_s)) / 2, 1.0 / max(idle_s, LEAST_S))
 
     def visits(self, key: Hashable) -> Sequence[float]:
         """Moments at which its latest visits began, in order; at most ``VISITS``."""

@@ -66,8 +66,8 @@ class Spawned(NamedTuple):
 
     stream   frames of wire.py
     control  the descriptor of the weights, once
-    page     eight bytes shared with the worker: the id of the request that it computes right now, 0 for none. It
-             outlives the worker, and so tells which request was inside when it died
+    page     sixteen bytes shared with the worker: the ids of the requests that it computes and that it builds right now, 0 for
+             none. It outlives the worker, and so tells which requests were inside when it died
     output   what it prints: a pipe's end to read, and the receiver's to close; -1: it has none
     scratch  the folder that it may write to; "": it has none
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import mmap
 import os
 import random
 import threading
@@ -124,8 +125,9 @@ class Watch:
     The method: what the worker holds of its own is the growth of its anonymous memory (RssAnon) since a moment when both
     runtimes were imported and no model was there (what they take is budgeted for the process, tiers/budgets.py). That is to
     be at most what the device is booked with, computations included, and the slack. What the RAM tier takes is the shared
-    memory that the front has mapped (RssShmem); at most the RAM budget. Memory is read before the books, and the larger
-    booking of the looks before and after counts: both change while we read.
+    memory that the front has mapped (RssShmem), but for the page on which its worker says what it does; at most the RAM
+    budget. Memory is read before the books, and the larger booking of the looks before and after counts: both change while we
+    read.
     """
 
     def __init__(self, server: Server) -> None:
@@ -142,7 +144,7 @@ class Watch:
         last = 0
         while not self.stop.is_set():
             grown = memory(self.worker, "RssAnon") - self.before
-            shared = memory(self.server.process.pid, "RssShmem")
+            shared = memory(self.server.process.pid, "RssShmem") - mmap.PAGESIZE
             booked = last
             for tier in self.server.residency()["tiers"]:
                 taken = tier["reserved_bytes"] + tier["headroom_bytes"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,10 @@ from typing import Any, Final
 from loadtest.draws import Draw
 
 GB: Final = 1_000_000_000
-_LINE: Final = re.compile(r"(?P<base>[\d.]+)s(\+(?P<per_gb>[\d.]+)s/GB)?")
+_LINE: Final = re.compile(r"(?P<base>\d+(\.\d*)?|\.\d+)s(\+(?P<per_gb>\d+(\.\d*)?|\.\d+)s/GB)?", re.ASCII)
+_SIZE: Final = re.compile(r"(?P<number>[\d.]+(e[+-]?\d+)?) ?((?P<prefix>[KMGT])(?P<binary>i)?)?B?", re.ASCII | re.IGNORECASE)
+SIZES: Final = "80e9, 80GB or 74.5GiB"
+"""How sizes are written, for those who wrote one otherwise."""
 
 
 class BadCatalogue(ValueError):
@@ -54,22 +57,35 @@ class Span:
         found = _LINE.fullmatch(text)
         if found is None:
             raise BadCatalogue(f"{text!r} is no time such as 20s or 1s+0.5s/GB")
-        return cls(float(found["base"]), float(found["per_gb"] or 0.0))
+        span = cls(float(found["base"]), float(found["per_gb"] or 0.0))
+        if not math.isfinite(span.base_s + span.per_gb_s):
+            raise BadCatalogue(f"{text!r} never ends: give a time such as 20s or 1s+0.5s/GB")
+        return span
 
     def __call__(self, size_bytes: int) -> float:
         """Of so many bytes."""
         return self.base_s + self.per_gb_s * size_bytes / GB
 
 
+def size_bytes_of(text: str) -> int:
+    """Bytes, of ``80e9``, ``80GB``, ``80G`` (all the same) or ``80GiB``, ``80Gi``; kilo to tera. Raises BadCatalogue."""
+    found = _SIZE.fullmatch(text)
+    power = " KMGT".index((found["prefix"] or " ").upper()) if found else 0
+    try:
+        return int(float(found["number"] if found else "") * (1024 if found and found["binary"] else 1000) ** power)
+    except (ValueError, OverflowError):
+        raise BadCatalogue(f"{text!r} is no size such as {SIZES}") from None
+
+
 def sizes_of(text: str) -> tuple[int, int]:
-    """Least and largest size in bytes, of ``0.25e9..28e9``. Raises BadCatalogue."""
+    """Least and largest size in bytes, of ``0.25e9..28e9`` or ``250MB..28GB``. Raises BadCatalogue."""
     least, _, most = text.partition("..")
     try:
-        pair = int(float(least)), int(float(most or least))
-    except ValueError:
-        raise BadCatalogue(f"{text!r} is no pair of sizes such as 0.25e9..28e9") from None
+        pair = size_bytes_of(least), size_bytes_of(most or least)
+    except BadCatalogue:
+        raise BadCatalogue(f"{text!r} is no pair of sizes such as 0.25e9..28e9 or 250MB..28GB") from None
     if not 0 < pair[0] <= pair[1]:
-        raise BadCatalogue(f"{text!r}: the smaller size comes first")
+        raise BadCatalogue(f"{text!r}: the smaller size comes first, and is above zero")
     return pair
 
 
@@ -98,11 +114,17 @@ def measured(path: Path, names: Sequence[str]) -> tuple[Model, ...]:
         made = []
         for name in names:
             own = common | told.get(name, {})
-            build_s = float(own["build_s"])
-            fetch_s = max(0.0, float(own["load_s"]) - build_s)
-            made.append(Model(name, int(own["size_bytes"]), fetch_s, build_s, float(own["serve_s"])))
+            load_s, build_s, serve_s = (_of(own, field) for field in ("load_s", "build_s", "serve_s"))
+            made.append(Model(name, int(_of(own, "size_bytes", least=1)), max(0.0, load_s - build_s), build_s, serve_s))
     except (OSError, ValueError, TypeError, AttributeError) as problem:
         raise BadCatalogue(f"{path} cannot be read: {problem}") from problem
     except KeyError as missing:
         raise BadCatalogue(f"{path} does not tell {missing} of model {name}, nor of '*'") from None
     return tuple(made)
+
+
+def _of(told: Mapping[str, Any], field: str, *, least: float = 0.0) -> float:
+    value = float(told[field])
+    if not least <= value < math.inf:  # NaN is neither
+        raise ValueError(f"{field} is {told[field]!r}, and has to be {least:g} or more, and finite")
+    return value

@@ -76,10 +76,8 @@ def residuals(recorded: Path, simulated: Path) -> dict[str, Any]:
     }
 
 
-def told(recorded: Path, simulated: Path | None) -> str:
-    """The residuals in lines; also written as residuals.json beside the simulated run."""
-    if recorded is None or simulated is None:
-        raise BadCatalogue("--compare needs --run DIR and -o DIR")
+def told(recorded: Path, simulated: Path) -> str:
+    """The residuals in lines; also written as residuals.json beside the simulated run. Raises BadCatalogue: no match."""
     found = residuals(recorded, simulated)
     (simulated / "residuals.json").write_text(json.dumps(found, indent=1) + "\n")
     pair = "{:.2%} recorded, {:.2%} simulated".format(*found["cold_rate"])

@@ -28,6 +28,7 @@ from predictor.crew import PASSAGE_SHARE, Crew
 from predictor.declarations import Declarations
 from predictor.descriptors import TooFewDescriptors
 from predictor.errors import HearthError
+from predictor.health import go_on
 from predictor.hops import Hops
 from predictor.infirmary import Infirmary
 from predictor.keeping import Keeping
@@ -276,7 +277,7 @@ async def _serve(settings: Settings, booted: Booted) -> int:
     parts.declarations.read()
     watching = asyncio.create_task(parts.declarations.watch(), name="declarations")
     await _adopt(parts)
-    adopting = asyncio.create_task(_adopt_later(parts), name="adopt")
+    adopting = asyncio.create_task(go_on("the disk", functools.partial(_adopt_later, parts)), name="adopt")
     for name in settings.pin:
         pod.cache.pin(name)
     wanted = dict.fromkeys((*settings.pin, *settings.preload))
@@ -353,6 +354,8 @@ async def _preload(names: Iterable[str], catalogue: ModelCatalogue, cache: Cache
             cache.preload(await catalogue.resolve(name, None), Wish("HEARTH_PRELOAD"))
         except HearthError as error:
             log.warning("pre-load of %s: %s", name, error)
+        except Exception:  # a task's root: the models after it are wanted all the same
+            log.exception("pre-load of %s", name)
 
 
 def _soon(loop: asyncio.AbstractEventLoop, timeline: Timeline) -> None:

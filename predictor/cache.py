@@ -79,7 +79,7 @@ class Cache:
 
     def __post_init__(self) -> None:
         self.chronicle = Chronicle(self.wall_clock, lambda: {copy.ref for copy in self.ledger.copies()})
-        self.remembered = Remembered(self.ledger.demand, self.clock, self.wall_clock)
+        self.remembered = Remembered(self.ledger.demand, self.clock, self.wall_clock, self.chronicle.broken)
         self.wishes = Wishes(self.ledger, self.chronicle, self.telemetry)
 
     # ---- requests --------------------------------------------------------------------------------------------

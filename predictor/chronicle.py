@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from predictor import why
-from predictor.errors import HearthError, LoadFailed, Unavailable
+from predictor.errors import HearthError, LoadFailed, Unavailable, WorkerDied
 from predictor.lease import History, Schema
 from predictor.model import ModelRef, ModelSpec
 from predictor.policy.batching import Terms
@@ -71,6 +71,13 @@ class Chronicle:
         history.load_s = load_s
         history.failure = None
         history.unloaded = False
+
+    def broken(self, ref: ModelRef) -> bool:
+        """Whether its last build failed or ended its worker: the same contents fail again for whoever builds them."""
+        history = self._histories.get(ref)
+        if history is None or isinstance(history.failure, LoadFailed):
+            return history is not None
+        return type(history.failure) is WorkerDied and any(event.what == "died" for event in history.events)
 
     def measured(self, spec: ModelSpec, limit: int, *, max_queued: int) -> None:
         """Up to ``limit`` input elements the model's memory is known now: how its requests are run follows from that."""

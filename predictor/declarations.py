@@ -14,6 +14,7 @@ from typing import Final
 
 from predictor import declared
 from predictor.declared import CREDENTIAL_SHARDS, MODEL_SHARDS, CredentialShard, Declared, ModelShard, Shard
+from predictor.health import go_on
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,9 @@ class Declarations:
 
     async def watch(self) -> None:
         """Read again whenever a mounted folder changed, for ever."""
+        await go_on("declarations", self._follow)
+
+    async def _follow(self) -> None:
         while True:
             await asyncio.sleep(POLL_S)
             scopes = await asyncio.to_thread(self._changed, self._credentials_folder, CREDENTIAL_FILES, CredentialShard)

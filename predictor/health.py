@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Final, Protocol
 
 from predictor import human, log_stream
@@ -36,6 +36,25 @@ SETTLE_S: Final = 1.0
 """How long the watchdog waits for the log, whose thread may not be heard at all when the GIL is held."""
 STUCK_STATUS: Final = 70
 """EX_SOFTWARE of sysexits.h: our own mistake, not the operator's."""
+
+
+AGAIN_S: Final = 1.0
+"""After a mistake of ours in a task that runs for as long as the pod."""
+
+
+async def go_on(name: str, watch: Callable[[], Coroutine[object, object, None]]) -> None:
+    """The root of such a task. A mistake of ours in one look must not be the last one: the next may be when it matters.
+
+    watch  begins it, anew after every mistake; over when that returns
+    """
+    while True:
+        try:
+            await watch()
+        except Exception:  # a task's root
+            log.exception("the watch over %s failed, and goes on", name)
+            await asyncio.sleep(AGAIN_S)
+        else:
+            return
 
 
 class Observer(Protocol):

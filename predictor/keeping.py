@@ -20,11 +20,13 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from predictor import heat
 from predictor.errors import HearthError, InvalidModel, ObjectChanged
+from predictor.health import go_on
 from predictor.heat import HOTSET_FILE, MAX_MODELS, Document, Heat, HotSet, Warmth
 from predictor.policy.hotset import counted, merged
 from predictor.remembered import Remembered
@@ -204,14 +206,16 @@ class Keeping:
 
     async def run(self) -> None:
         """Write every ``WRITE_S`` what changed, for ever; after the first time tidy up."""
-        if self.store is None:
-            return
+        if self.store is not None:
+            await go_on("demand", partial(self._keep, self.store))
+
+    async def _keep(self, store: StateStore) -> None:
         swept = False
         while True:
             await asyncio.sleep(WRITE_S)
-            await self._try(self._write(self.store, final=False), WRITE_TIMEOUT_S)
+            await self._try(self._write(store, final=False), WRITE_TIMEOUT_S)
             if not swept:
-                swept = await self._try(self._sweep(self.store), READ_TIMEOUT_S)
+                swept = await self._try(self._sweep(store), READ_TIMEOUT_S)
 
     async def end(self) -> None:
         """Write for the last time, if that can be done within ``END_TIMEOUT_S``."""

@@ -49,14 +49,20 @@ class Remembered:
     demand      the ledger's
     clock       seconds, the one that demand goes by
     wall_clock  seconds since the epoch, the one that documents go by
+    broken      models that could not be built: nobody is told to load them unasked
     """
 
     def __init__(
-        self, demand: Demand, clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time
+        self,
+        demand: Demand,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        broken: Callable[[ModelRef], bool] = lambda _: False,
     ) -> None:
         self.demand = demand
         self._clock = clock
         self._wall_clock = wall_clock
+        self._broken = broken
         self._waiting: dict[Key, list[Told]] = {}
         self._borrowed = Demand(2 * MAX_MODELS)
         self._measured: dict[Key, tuple[float, int]] = {}
@@ -99,8 +105,9 @@ class Remembered:
         refs: dict[Key, ModelRef] = {}
         for number, ref in enumerate(self.demand.keys()):
             assert isinstance(ref, ModelRef), f"demand of {ref!r}"
-            _add(rates, (ref.name, ref.version), *self.demand.at(ref, now_s))
-            refs[ref.name, ref.version] = ref
+            if not self._broken(ref):
+                _add(rates, (ref.name, ref.version), *self.demand.at(ref, now_s))
+                refs[ref.name, ref.version] = ref
             if number % STEP == STEP - 1:
                 await asyncio.sleep(0)
         for key, fast, slow in self._borrowed.rates(now_s):

@@ -217,7 +217,8 @@ class PodReport(msgspec.Struct, frozen=True):
     scopes    file name of a shard of credentials → serial, the same
     declared  models that are loaded, loading or failed
     happened  events after ``since``, oldest first, as far as the journal reaches back
-    asked     inference requests that it has taken since it began; ``asked_s_ago``: since the latest, None: none came yet
+    asked     inference requests since it began, but those that no model could be asked (400, 404); ``asked_s_ago``: since the
+              latest, None: none came yet
     running   of those, inside the pod now, waiting ones included
     warm_up   how far it is with the hot set
     ordered   highest number of an order that it has taken

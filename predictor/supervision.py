@@ -9,14 +9,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from predictor import human, log_stream
 from predictor.descriptors import connections, raise_limit
-from predictor.health import Ailment, Pulse
+from predictor.health import Ailment, Pulse, go_on
 from predictor.settings import Settings
 from predictor.telemetry import Telemetry
 from predictor.workers.domains import Domains
@@ -80,7 +80,7 @@ class Supervision:
         watches = {"health": self._look, "scratch": self._scratch.watch}
         if self._memory is not None:
             watches["memory"] = self._memory.watch
-        self._tasks += [asyncio.create_task(_go_on(name, watch), name=name) for name, watch in watches.items()]
+        self._tasks += [asyncio.create_task(go_on(name, watch), name=name) for name, watch in watches.items()]
 
     async def stop(self) -> None:
         """End; a loop that stands still is nobody's concern any more."""
@@ -131,18 +131,6 @@ class Supervision:
         dropped = stream.dropped if stream is not None else 0
         self._log_dropped.inc(dropped - self._counted)
         self._counted = dropped
-
-
-async def _go_on(name: str, watch: Callable[[], Coroutine[object, object, None]]) -> None:
-    """A mistake of ours in one look must not be the last one: the next may be when it matters."""
-    while True:
-        try:
-            await watch()
-        except Exception:  # a task's root
-            log.exception("the watch over %s failed, and goes on", name)
-            await asyncio.sleep(LOOK_S)
-        else:
-            return
 
 
 def _failed(domains: Domains) -> bool:

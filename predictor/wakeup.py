@@ -20,6 +20,7 @@ from typing import Final, Protocol
 
 from predictor.cache import Cache
 from predictor.errors import HearthError, MalformedRequest, Unavailable
+from predictor.health import go_on
 from predictor.keeping import Found
 from predictor.model import ModelSpec, Tier
 from predictor.policy.hotset import Key
@@ -166,20 +167,25 @@ class WakeUp:
         self._wanted += len(self._hot)
         while self.cores < SPARE_CORES and cache.clock() < cache.ledger.preloads.builds_from_s:  # noqa: ASYNC110 (see _next)
             await asyncio.sleep(PAUSE_S)
+        await go_on("the wake-up", self._load)
+
+    async def _load(self) -> None:
         ahead: deque[tuple[Wanted, asyncio.Task[ModelSpec | HearthError]]] = deque()
         try:
             while True:
                 while len(ahead) < LOOK_UPS and (wanted := await self._next()) is not None:
                     ahead.append((wanted, asyncio.create_task(self._found(wanted), name=f"look up {wanted.name}")))
                 if ahead:
-                    wanted, looking = ahead.popleft()
+                    wanted, looking = ahead[0]
                     await self._bring(wanted, await looking)
+                    ahead.popleft()
                 else:
                     self._news.clear()
                     await self._news.wait()
         finally:
-            for _, looking in ahead:
+            for wanted, looking in ahead:
                 looking.cancel()
+                self._over(wanted, "failed")
 
     async def _next(self) -> Wanted | None:
         """Orders first: they are younger than the hot set. None: there is nothing."""

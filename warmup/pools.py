@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, Literal
 
 from warmup import calendar
@@ -302,7 +302,8 @@ def _moment(told: str, remarks: list[str]) -> float | None:
         return None
     try:
         moment = datetime.fromisoformat(told)
-    except ValueError:
+        datetime.fromtimestamp(moment.timestamp(), UTC)  # with its offset it may lie outside the years 1 to 9999
+    except (ValueError, OverflowError):
         moment = None
     if moment is None or moment.tzinfo is None:
         remarks.append(f"{WARM_ANNOTATION} is {shown(told)}, no RFC 3339 moment such as 2030-01-31T12:00:00Z")

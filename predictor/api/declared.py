@@ -67,7 +67,7 @@ class StateReport(BaseModel):
     serials: dict[str, int] = Field(description="Shard of models → serial of what the pod goes by.")
     scopes: dict[str, int] = Field(description="Shard of credentials → the same.")
     declared: list[dict[str, Any]] = Field(description="Declared models that were asked for here, and how their places fare.")
-    asked: int = Field(description="Inference requests that it has taken since it began.")
+    asked: int = Field(description="Inference requests since it began, but those that no model could be asked (400, 404).")
     asked_s_ago: float | None = Field(description="Since the latest of them; null: none came yet.")
     running: int = Field(description="Requests inside the pod now, waiting ones included.")
     warm_up: dict[str, Any] = Field(description="How far it is with the hot set: see residency.")

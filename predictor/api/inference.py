@@ -65,8 +65,6 @@ class Inference:
         """Answer ``request`` for model ``name``; None: the version that is served."""
         pod = self._pod
         ref, lease, load = None, None, pod.load
-        load.asked += 1
-        load.asked_s = request.began_s
         try:
             if load.requests > pod.settings.max_in_flight:
                 raise TooManyRequests(
@@ -87,6 +85,7 @@ class Inference:
             hot = _Hot(self, request, wanted, lease, priority=_priority(request, traffic), deadline_s=deadline_s)
             infirmary = pod.cache.infirmary
             hot.alone = bool(infirmary.poison) and infirmary.alone(ref, wanted.inputs, wanted.body)
+            load.asks(request.began_s)
             lease.run(hot)
         except HearthError as error:
             if lease is not None:
@@ -152,6 +151,8 @@ class Inference:
                     wanted = codec.decode(request.body, request.headers.get(_JSON_LENGTH))
                 schema.check(ref, spec.inputs, wanted.inputs)  # what cannot run must not evict anything either
                 alone = infirmary.alone(ref, wanted.inputs, wanted.body)
+                if attempts == 1:
+                    self._pod.load.asks(request.began_s)
                 job = _Awaited(wanted, ref, alone=alone, priority=_priority(request, traffic), deadline_s=deadline_s)
                 try:
                     return await self._leased(request, wanted, spec, job)
@@ -164,6 +165,8 @@ class Inference:
                         await asyncio.sleep(min(pause_s, self._patience_s(request)))
                 spec = None
         except HearthError as error:
+            if ref is None and error.retryable:  # it may be there: the model store could not say
+                self._pod.load.asks(request.began_s)
             return self.refusal(ref, error)
 
     async def _look_up(self, name: str, version: int | None, deadline_s: float) -> ModelSpec:
@@ -236,6 +239,11 @@ class Inference:
         ref  None where no model is known: names that clients invent must not become label values
         """
         name, version = (ref.name, str(ref.version)) if ref else ("", "")
+        cache = self._pod.cache
+        if ref is not None and isinstance(error, WorkerDied) and error.retryable:  # its model may pause for longer than it says
+            pause_s = cache.infirmary.quarantine.wait_s(ref, cache.clock())
+            if pause_s > (error.retry_after_s or 0.0):
+                error = type(error)(error.message, retry_after_s=pause_s)
         self._pod.telemetry.counter("hearth_requests_total", name, version, str(error.http_status)).inc()
         headers = f"Hearth-Version: {version}\r\n{self._from()}" if ref else self._from()
         return error_response(error, headers=headers.encode("ascii"))

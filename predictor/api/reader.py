@@ -42,13 +42,18 @@ class Load:
 
     requests    from the handler's start until the answer has left
     body_bytes  received, and of answers that their clients do not take
-    asked       inference requests taken; ``asked_s``: when the latest began, on the monotonic clock
+    asked       inference requests that a model could be asked; ``asked_s``: when the latest began, on the monotonic clock
     """
 
     requests: int = 0
     body_bytes: int = 0
     asked: int = 0
     asked_s: float = 0.0
+
+    def asks(self, began_s: float) -> None:
+        """Count a request for a model that is there, in a form that it takes: what is refused before keeps no pod."""
+        self.asked += 1
+        self.asked_s = max(self.asked_s, began_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class Output:
         self._nowhere = -1
 
     def start(self) -> None:
-        """Begin to read, in the running loop."""
+        """Begin to read, in the running loop. OSError: there is no descriptor left, and nothing is read."""
         if self._descriptor < 0:
             return
         os.set_blocking(self._descriptor, False)

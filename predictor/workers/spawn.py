@@ -79,6 +79,15 @@ class Spawned(NamedTuple):
     output: int = -1
     scratch: str = ""
 
+    def abandon(self) -> None:
+        """Kill a process that nobody listens to yet, and close what is ours of it; its end is the caller's to see."""
+        self.process.kill()
+        self.stream.close()
+        self.control.close()
+        self.page.close()
+        if self.output >= 0:
+            os.close(self.output)
+
 
 Starter: TypeAlias = Callable[[int, str, int, str], Spawned]
 """(device, kind, threads, name) → a worker on its way up. Returns at once, and what fails ends by itself. OSError: there are no

@@ -9,11 +9,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Final, Protocol
 
 from predictor import wire
 from predictor.errors import HearthError, Unavailable, WorkerDied, WorkerRestarting
+from predictor.health import go_on
 from predictor.model import ModelRef, ModelSpec, TensorSpec
 from predictor.passage import Passage
 from predictor.wire import Field, File, FromWorker, Hello, Load, Loaded, Ran, Run, Unload, send_arena, send_pool
@@ -146,7 +148,7 @@ class Worker:
 
     def begin(self) -> None:
         """Begin to supervise; returns at once, the process comes up by itself."""
-        self._supervising = asyncio.create_task(self._supervise(), name=f"worker {self.device}")
+        self._supervising = asyncio.create_task(go_on(f"worker {self.device}", self._supervise), name=f"worker {self.device}")
 
     async def stop(self, timeout_s: float) -> None:
         """End the process: by closing its socket, after ``timeout_s`` by force."""
@@ -245,11 +247,17 @@ class Worker:
                 if self._spawned is None:
                     # In this thread: the worker dies with the thread that started it (PR_SET_PDEATHSIG).
                     self._spawned = self._starter(self.device, self._kind, self._threads, self.name)
+                output = Output(self._spawned.output, self.name)
+                output.start()
             except OSError as error:  # no descriptor is left, or no memory
                 reason = f"it could not be started: {error}"
+                if self._spawned is not None:
+                    self._spawned.abandon()
+                    await self._reap(self._spawned)
             else:
-                reason = await self._live(self._spawned)
-            self._spawned = None
+                reason = await self._live(self._spawned, output)
+            finally:
+                self._spawned = None
             if self._stopping.is_set() or (self._said_hello and not self._successor):
                 break
             fruitless = 0 if self._said_hello else fruitless + 1
@@ -261,7 +269,7 @@ class Worker:
         self._over = True
         self._up.set()
 
-    async def _live(self, spawned: Spawned) -> str:
+    async def _live(self, spawned: Spawned, output: Output) -> str:
         """One process from its start to its end; returns why it ended."""
         loop = asyncio.get_running_loop()
         spawned.stream.setblocking(False)  # noqa: FBT003 (the socket module's own signature)
@@ -270,14 +278,12 @@ class Worker:
             lambda: Link(self._hello, passage, spawned.control if passage is not None else None), sock=spawned.stream
         )
         self._link = link
-        output = Output(spawned.output, self.name)
-        output.start()
         shared = (passage.size_bytes, passage.reader) if passage is not None else ()
         try:
             send_pool(spawned.control, wire.Pool(self._pool.size_bytes, self._limit_bytes, self._pool.reader, *shared))
         except OSError as error:  # it is dead already, which the link's end tells in a moment
             log.debug("the worker of device %d took no weights: %s", self.device, error)
-        watching = asyncio.create_task(self._watch(link), name=f"watch worker {self.device}")
+        watching = asyncio.create_task(go_on(self.name, partial(self._watch, link)), name=f"watch worker {self.device}")
         try:
             await link.closed
         finally:

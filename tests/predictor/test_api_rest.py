@@ -255,6 +255,43 @@ def test_a_request_that_its_worker_died_of_is_not_sent_again(served: ServedPod, 
     assert served.device.ran["double"] == 2
 
 
+def test_who_is_told_of_a_death_is_told_how_long_the_model_pauses(served: ServedPod, client: httpx.Client) -> None:
+    assert infer(client).status_code == 200
+    cache = served.pod.cache
+    ref = next(copy.ref for copy in served.call(cache.ledger.copies) if copy.ref.name == "double")
+    for _ in range(5):
+        served.call(lambda: cache.infirmary.quarantine.died(ref, "killed by SIGSEGV", cache.clock()))
+    served.device.fails["double"] = [WorkerDied("killed by signal 11", retry_after_s=1.0)]
+    reply = infer(client)
+    pause_s = served.call(lambda: cache.infirmary.quarantine.wait_s(ref, cache.clock()))
+    assert reply.status_code == 502
+    assert pause_s > 1.0
+    assert int(reply.headers["retry-after"]) >= pause_s
+
+
+def test_requests_that_no_model_can_be_asked_count_for_nothing(served: ServedPod, client: httpx.Client) -> None:
+    wrong = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [9, 9]}]}
+    for _ in ("cold", "hot"):
+        before = served.pod.load.asked
+        assert infer(client, "nobody").status_code == 404
+        assert infer(client, body=wrong).status_code == 400
+        assert client.post("/v2/models/double/infer", content=b"{").status_code == 400
+        assert served.pod.load.asked == before
+        assert infer(client).status_code == 200
+        assert served.pod.load.asked == before + 1
+    served.device.fails["double"] = [WorkerRestarting("the worker ended")]
+    assert infer(client).status_code == 200
+    assert served.pod.load.asked == 3, "one that is sent twice counts once"
+
+
+def test_a_request_whose_model_cannot_be_looked_up_for_the_moment_counts_as_one(
+    served: ServedPod, client: httpx.Client
+) -> None:
+    served.catalogue.errors["double"] = StoreUnavailable("S3 does not answer")
+    assert infer(client).status_code == 503
+    assert served.pod.load.asked == 1
+
+
 def test_a_request_that_its_worker_died_of_is_sent_once_more_where_its_model_says_that_it_may() -> None:
     with ServedPod("uvloop", model("twice", idempotent=True)) as served, httpx.Client(base_url=served.url) as client:
         assert infer(client, "twice").status_code == 200

@@ -136,3 +136,27 @@ async def test_changes_are_noticed_while_the_pod_runs(told: Told) -> None:
             await asyncio.sleep(POLL_S / 4)
     watching.cancel()
     assert told.changes == [{"a": A}]
+
+
+@pytest.mark.asyncio
+@pytest.mark.looptime
+async def test_a_mistake_of_ours_does_not_end_the_watch(told: Told, caplog: pytest.LogCaptureFixture) -> None:
+    mistakes = [ZeroDivisionError()]
+    take = told.declarations._on_models
+
+    def mistaken(changes: Mapping[str, Declared | None]) -> None:
+        if mistakes:
+            raise mistakes.pop()
+        take(changes)
+
+    told.declarations._on_models = mistaken
+    watching = asyncio.create_task(told.declarations.watch())
+    told.models.write(models_00=document(1, a=A))
+    async with asyncio.timeout(60 * POLL_S):
+        while mistakes:  # noqa: ASYNC110 (virtual time; the files are read in a thread)
+            await asyncio.sleep(POLL_S / 4)
+        told.models.write(models_00=document(2, a=A, b=A))
+        while not told.changes:  # noqa: ASYNC110 (as above)
+            await asyncio.sleep(POLL_S / 4)
+    watching.cancel()
+    assert "the watch over declarations failed, and goes on" in caplog.text

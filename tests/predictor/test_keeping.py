@@ -277,3 +277,24 @@ async def test_a_store_that_hangs_does_not_keep_a_pod_from_ending() -> None:
     await rig.keeping.end()
     assert asyncio.get_running_loop().time() == pytest.approx(END_TIMEOUT_S)
     assert "takes too long" in rig.keeping.trouble
+
+
+async def test_a_mistake_of_ours_does_not_end_the_writing_of_demand(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = store()
+    rig = Rig(kept)
+    rig.note()
+
+    async def heat(*_: object, **__: object) -> Heat:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as mistaken:
+        mistaken.setattr(rig.keeping.remembered, "heat", heat)
+        running = asyncio.create_task(rig.keeping.run())
+        await asyncio.sleep(WRITE_S + 0.5)
+    assert found(kept, "pod-1") is None
+    assert "the watch over demand failed, and goes on" in caplog.text
+    await asyncio.sleep(WRITE_S + 1)
+    assert found(kept, "pod-1") is not None
+    running.cancel()

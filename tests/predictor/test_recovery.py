@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from predictor.errors import PoisonedRequest, Quarantined
+from predictor.errors import LoadFailed, PoisonedRequest, Quarantined, StoreUnavailable, WorkerDied
 from predictor.infirmary import Infirmary, digest
 from predictor.model import ModelRef, ModelSpec
 from predictor.policy.residency import Place
@@ -193,3 +193,14 @@ async def test_a_digest_is_of_what_the_model_gets_and_not_of_how_it_came() -> No
         digest(a, (Tensor("x", "INT32", (1, 2), 8),), body),
     ]
     assert len({found, *others}) == 6
+
+
+async def test_a_model_whose_build_failed_or_ended_its_worker_is_broken_and_one_that_was_only_in_the_way_is_not() -> None:
+    ward = Ward("a", "b", "c", "d", "e")
+    failures = (LoadFailed("no graph"), WorkerDied("SIGSEGV"), WorkerDied("not up"), StoreUnavailable("away"))
+    ward.die(culprit="b")
+    for name, failure in zip("abcd", failures, strict=True):
+        ward.cache.chronicle.failed(ward.refs[name], Place(0), failure)
+    assert [name for name in "abcde" if ward.cache.chronicle.broken(ward.refs[name])] == ["a", "b"]
+    await ward.up("a")
+    assert not ward.cache.chronicle.broken(ward.refs["a"])

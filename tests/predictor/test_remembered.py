@@ -19,9 +19,10 @@ A, B = (ModelRef("default", name, 1, "r1") for name in "ab")
 
 class Rig:
     def __init__(self) -> None:
+        self.broken: set[ModelRef] = set()
         self.demand = Demand()
         clock = asyncio.get_running_loop().time
-        self.remembered = Remembered(self.demand, clock, lambda: EPOCH_S + clock())
+        self.remembered = Remembered(self.demand, clock, lambda: EPOCH_S + clock(), self.broken.__contains__)
 
     def note(self, ref: ModelRef, times: int = 1) -> None:
         for _ in range(times):
@@ -132,3 +133,15 @@ async def test_a_document_tells_whose_it_is() -> None:
     assert (told.pod, told.release, told.final, told.absorbed) == ("pod-1", "1.2", True, ("pod-0",))
     assert [one.name for one in told.models] == ["b"]
     assert told.models[0].visits == (0,)
+
+
+async def test_what_could_not_be_built_is_not_told_until_it_is_or_its_contents_are_others() -> None:
+    rig = Rig()
+    rig.note(A)
+    rig.note(B)
+    rig.broken.add(A)
+    assert set(await rig.own()) == {("b", 1)}
+    rig.note(ModelRef("default", "a", 1, "r2"))
+    assert (await rig.own())["a", 1].fast == (await rig.own())["b", 1].fast, "of the contents that fail nothing is told"
+    rig.broken.clear()
+    assert (await rig.own())["a", 1].fast == 2 * (await rig.own())["b", 1].fast

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from loadtest.isolation.evil import EVILS, POKE, Evil, evil_files
-from predictor import supervision
+from predictor import health
 from tests.fakes.pod import ServedPod
 from tests.fakes.s3 import FakeS3
 from tests.fakes.zoo import affine_pytorch
@@ -32,7 +32,7 @@ def s3() -> Iterator[FakeS3]:
 
 
 async def test_a_watch_that_fails_once_goes_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(supervision, "LOOK_S", 0.0)
+    monkeypatch.setattr(health, "AGAIN_S", 0.0)
     looks: list[int] = []
 
     async def watch() -> None:
@@ -40,7 +40,7 @@ async def test_a_watch_that_fails_once_goes_on(monkeypatch: pytest.MonkeyPatch, 
         if len(looks) < 3:
             raise ZeroDivisionError
 
-    await supervision._go_on("memory", watch)
+    await health.go_on("memory", watch)
     assert len(looks) == 3
     assert caplog.text.count("the watch over memory failed, and goes on") == 2
 

@@ -42,6 +42,7 @@ class Catalogue:
         self.look_up_s = look_up_s
         self.fails: dict[str, HearthError] = {}
         self.slow: dict[str, float] = {}
+        self.wrong: set[str] = set()
         self.looked_up: Counter[str] = Counter()
         self.at_once = 0
         self.most_at_once = 0
@@ -54,6 +55,7 @@ class Catalogue:
             await asyncio.sleep(self.slow.get(name, self.look_up_s))
         finally:
             self.at_once -= 1
+        assert name not in self.wrong, "ours"
         if name in self.fails:
             raise self.fails[name]
         found = [spec for spec in self.specs if spec.ref.name == name and version in {None, spec.ref.version}]
@@ -233,6 +235,17 @@ async def test_a_hot_set_that_cannot_be_read_for_our_own_mistake_stops_no_orders
     await waking.until_done()
     assert waking.here() == {"a"}
     assert "the hot set cannot be read" in caplog.text
+
+
+async def test_a_look_up_that_fails_for_our_own_mistake_costs_that_model_only(caplog: pytest.LogCaptureFixture) -> None:
+    waking = Waking(Rig(), hot("a"), model("a"), model("b"))
+    waking.catalogue.wrong.add("a")
+    async with asyncio.timeout(HOUR_S):
+        while "the watch over the wake-up failed, and goes on" not in caplog.text:  # noqa: ASYNC110 (virtual time)
+            await asyncio.sleep(0.1)
+    waking.wakeup.take(Orders((Order(1, "b"),)))
+    await waking.until_done()
+    assert (waking.here(), waking.wakeup.report().failed) == ({"b"}, 1)
 
 
 async def test_what_a_request_brought_first_counts_as_loaded() -> None:

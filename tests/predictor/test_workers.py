@@ -35,6 +35,7 @@ from predictor.wire import FRAME, Frames, Hello, Run, Tensor, Unload, Unloaded, 
 from predictor.workers.death import KERNEL_OUT_OF_MEMORY, Death, Lasting
 from predictor.workers.dispatch import Answer, Outcome, Work
 from predictor.workers.link import Link, Reply
+from predictor.workers.output import Output
 from predictor.workers.spawn import Child, Ends, Spawned, Starter, cpu_quota
 from predictor.workers.worker import Worker
 from predictor.workers.zygote import Zygote, starter
@@ -551,6 +552,32 @@ async def test_a_worker_that_cannot_be_started_for_want_of_descriptors_is_starte
         assert "Too many open files" in bench.worker.failure
         await bench.load("m", affine_onnx(scale=1.0))
     assert bench.worker.failure == ""
+    await bench.worker.stop(5.0)
+    bench.close()
+
+
+async def test_a_worker_whose_output_cannot_be_read_for_want_of_descriptors_is_started_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[Spawned] = []
+
+    def start(*told: Any) -> Spawned:
+        started.append(starter(None)(*told))
+        return started[-1]
+
+    def listen(output: Output) -> None:
+        if len(started) == 1:
+            raise OSError(24, "Too many open files")
+        begin(output)
+
+    begin = Output.start
+    monkeypatch.setattr(Output, "start", listen)
+    bench = Bench(start)
+    await bench.worker.start()
+    async with asyncio.timeout(30):
+        await bench.load("m", affine_onnx(scale=1.0))
+    assert [spawned.process.poll() for spawned in started] == [-signal.SIGKILL, None]
+    assert started[0].stream.fileno() == started[0].control.fileno() == -1
     await bench.worker.stop(5.0)
     bench.close()
 

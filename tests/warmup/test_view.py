@@ -119,6 +119,14 @@ def test_until_when_a_pool_is_to_be_warm_stands_at_its_serving_runtime_or_its_kn
     assert found["gpu"].warm_until_s == found["plain"].warm_until_s == moment_s
 
 
+@pytest.mark.parametrize("said", ["soon", "2030-01-31T12:00:00", "9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00+01:00"])
+def test_a_moment_that_is_none_or_lies_beyond_the_years_that_can_be_told_counts_for_nothing(said: str) -> None:
+    plain = knative_service("plain", labels={"hearth.dev/pool": "plain"}, annotations={"hearth.dev/warm-until": said})
+    pool = pools([], [], [plain], [])["plain"]
+    assert pool.warm_until_s is None
+    assert "no RFC 3339 moment" in pool.remark
+
+
 def test_what_a_pool_is_to_have_ahead_of_its_traffic_stands_there_too() -> None:
     said = {
         "hearth.dev/warm-at": "55 8 * * 1-5 for 2h",

@@ -46,11 +46,11 @@ test: install  ## the whole test suite; policy/ must be covered branch by branch
 	$(BIN)/python -m pytest tests/policy -m "not hypothesis" --cov=predictor.policy --cov-branch \
 	  --cov-report=term-missing:skip-covered --cov-fail-under=100
 	$(BIN)/python -m pytest -q tests/policy -m hypothesis
-	@$(BIN)/python -m pytest -q tests/sim tests/warmup >$(VENV)/beside.txt 2>&1 & beside=$$!; \
+	@$(BIN)/python -m pytest -q tests/loadtest tests/sim tests/warmup >$(VENV)/beside.txt 2>&1 & beside=$$!; \
 	  trap 'kill $$beside; exit 130' INT TERM; \
-	  $(BIN)/python -m pytest --ignore=tests/policy --ignore=tests/sim --ignore=tests/warmup; ended=$$?; \
+	  $(BIN)/python -m pytest --ignore=tests/policy --ignore=tests/loadtest --ignore=tests/sim --ignore=tests/warmup; ended=$$?; \
 	  wait $$beside || ended=1; \
-	  echo "tests/sim and tests/warmup, which ran beside these:"; cat $(VENV)/beside.txt; exit $$ended
+	  echo "tests/loadtest, tests/sim and tests/warmup, which ran beside these:"; cat $(VENV)/beside.txt; exit $$ended
 
 soak: install  ## what takes long: the simulation with 100,000 events a seed, a pod under 20,000 requests, 1,000 dead workers
 	SOAK_SIM_EVENTS=100000 SOAK_SIM_SEEDS=8 $(BIN)/python -m pytest tests/sim -q

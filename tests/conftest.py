@@ -20,7 +20,11 @@ hypothesis.settings.register_profile("fuzz", COMMON, max_examples=5000)
 
 
 def pytest_configure() -> None:
-    """Choose the profile; forget the settings of a pod that somebody runs from this shell."""
+    """Choose the profile; forget the settings of a pod that somebody runs from this shell; heed Ctrl-C.
+
+    A shell has what it starts in the background ignore SIGINT, and so would everything that the tests start there.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     fuzz, ci = os.environ.pop("HEARTH_FUZZ", ""), os.environ.get("CI", "")
     hypothesis.settings.load_profile("fuzz" if fuzz else "ci-usual" if ci else "usual")
     for name in [name for name in os.environ if name.startswith("HEARTH_") and not name.startswith("HEARTH_E2E_")]:

@@ -50,7 +50,8 @@ ENOUGH: Final = 16
 """After so many in a row that found no room and nothing colder, the rest of the hot set would find none either."""
 
 TOLD: Final = 16
-"""Models that cannot be loaded are told so many, then counted alone: of a catalogue that moved, all 4,000 are gone."""
+"""Models of the hot set that cannot be loaded are told so many, then counted alone: of a catalogue that moved, all 4,000 are
+gone."""
 
 MAX_NAME_CHARS: Final = 80
 
@@ -232,7 +233,7 @@ class WakeUp:
                 raise found
             self.cache.preload(found, Wish(wanted.why, wanted.tier, partial(self._over, wanted)))
         except HearthError as error:
-            if self._outcomes["failed"] < TOLD:
+            if not wanted.hot or self._outcomes["failed"] < TOLD:
                 name = ascii(wanted.name[:MAX_NAME_CHARS])[1:-1]  # it comes from outside: it may be long, or have line ends
                 log.info("model %s is not loaded ahead of requests: %s", name, error.message[:500])
             self._over(wanted, "failed")

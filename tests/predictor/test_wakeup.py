@@ -213,6 +213,10 @@ async def test_of_a_hot_set_that_is_all_gone_a_few_models_are_told_and_no_name_b
     assert len(told) == TOLD
     assert all("\n" not in line.partition(":")[0] and len(line) < 1000 for line in told)
     assert waking.wakeup.report().failed == 102
+    waking.wakeup.take(Orders((Order(1, "gone too"),)))
+    with caplog.at_level(logging.INFO):
+        await waking.until_done()
+    assert any(record.message.startswith("model gone too is not loaded ahead") for record in caplog.records)
 
 
 async def test_a_look_up_that_hangs_holds_up_the_others_for_a_while_only() -> None:
